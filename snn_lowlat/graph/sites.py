@@ -1,0 +1,133 @@
+"""The activation sites of a network in normal form, and the layers around them."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+__all__ = ["Site", "bias_carrier", "depth", "find_sites", "output_bias_carrier"]
+
+_WEIGHTED = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+)
+_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_ADAPTIVE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One activation of the network, and so one layer of neurons.
+
+    Attributes
+    ----------
+    name : str
+        The site's name: the target of its node.
+    node : Node
+        The call of its ``nn.ReLU``.
+    output : Node
+        What the rest of the network reads: the node itself, or its clipping at the ceiling.
+    ceiling : Tensor or None
+        The trained ceiling in units of the pre-activation, shape ``[]`` or ``[C]``; None for a plain ReLU.
+    """
+
+    name: str
+    node: fx.Node
+    output: fx.Node
+    ceiling: Tensor | None
+
+    @property
+    def current(self) -> fx.Node:
+        """The node whose value drives the site: the pre-activation."""
+        return self.node.all_input_nodes[0]
+
+
+def find_sites(graph: fx.GraphModule) -> dict[str, Site]:
+    """Return the sites of a network in normal form, in the order in which they are computed.
+
+    Parameters
+    ----------
+    graph : GraphModule
+        A network in normal form.
+    """
+    sites = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and isinstance(graph.get_submodule(node.target), nn.ReLU):
+            clip = next((user for user in node.users if user.target is torch.minimum), None)
+            ceiling = None
+            if clip is not None:
+                ceiling = operator.attrgetter(clip.args[1].target)(graph).detach()
+                ceiling = ceiling.reshape(-1) if ceiling.numel() > 1 else ceiling.reshape(())
+            sites[node.target] = Site(node.target, node, node if clip is None else clip, ceiling)
+    return sites
+
+
+def depth(graph: fx.GraphModule) -> int:
+    """Return the number of sites on the longest way through the network: how many layers a spike passes.
+
+    Parameters
+    ----------
+    graph : GraphModule
+        A network in normal form.
+    """
+    sites = {site.node for site in find_sites(graph).values()}
+    depths: dict[fx.Node, int] = {}
+    for node in graph.graph.nodes:
+        depths[node] = max((depths[before] for before in node.all_input_nodes), default=0) + (node in sites)
+    return max(depths.values(), default=0)
+
+
+def bias_carrier(graph: fx.GraphModule, site: Site) -> str | None:
+    """Return the layer whose bias shifts a site's pre-activation, channel by channel, and nothing else.
+
+    Parameters
+    ----------
+    graph : GraphModule
+        A network in normal form.
+    site : Site
+        One of its sites.
+
+    Returns
+    -------
+    str or None
+        The layer's name; None if there is no such layer, as behind a concatenation that others read too.
+    """
+    return _carrier(graph, site.current)
+
+
+def output_bias_carrier(graph: fx.GraphModule) -> str | None:
+    """Return the layer whose bias shifts the network's output, class by class; None if there is none."""
+    output = next(node for node in graph.graph.nodes if node.op == "output")
+    return _carrier(graph, output.all_input_nodes[0])
+
+
+def _carrier(graph: fx.GraphModule, node: fx.Node) -> str | None:
+    if len(node.users) != 1:
+        return None
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        if isinstance(module, _WEIGHTED):
+            return str(node.target)
+        unpadded = isinstance(module, _AVERAGE_POOLS) and not _any(module.padding) and not module.ceil_mode
+        if isinstance(module, (*_MAX_POOLS, *_ADAPTIVE_POOLS)) or unpadded:
+            return _carrier(graph, node.all_input_nodes[0])
+    if node.target is operator.add:
+        names = (_carrier(graph, term) for term in node.all_input_nodes if term.op != "get_attr")
+        return next((name for name in names if name is not None), None)
+    return None
+
+
+def _any(value: object) -> bool:
+    return any(value) if isinstance(value, tuple) else bool(value)

@@ -1,0 +1,61 @@
+"""Which of torchvision's classification networks can be converted: the table of the README."""
+
+import pytest
+import torch
+import torchvision
+
+from snn_lowlat import check_convertible
+from snn_lowlat.graph import normalise
+
+CONVERTIBLE = {
+    "resnet18": 17,
+    "vgg11": 10,
+    "vgg11_bn": 10,
+    "alexnet": 7,
+    "squeezenet1_1": 26,
+    "mobilenet_v2": 35,
+    "densenet121": 121,
+    "googlenet": 90,
+    "inception_v3": 102,
+    "mnasnet0_5": 35,
+    "shufflenet_v2_x0_5": 37,
+}
+REFUSED = {"efficientnet_b0": "SiLU", "regnet_y_400mf": "Sigmoid", "convnext_tiny": "GELU"}
+
+
+def network(name):
+    torch.manual_seed(0)
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    size = 96 if name == "inception_v3" else 64
+    return getattr(torchvision.models, name)(weights=None, num_classes=10, **options), torch.randn(2, 3, size, size)
+
+
+@pytest.mark.parametrize("name", CONVERTIBLE)
+def test_relu_networks_convert(name):
+    model, images = network(name)
+    report = check_convertible(model, images)
+    assert report.convertible, str(report)
+    assert len(report.sites) == CONVERTIBLE[name]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_networks_are_refused_with_the_operation_and_its_node(name):
+    model, images = network(name)
+    report = check_convertible(model, images)
+    assert not report.convertible
+    named = [obstacle for obstacle in report.obstacles if obstacle.operation.startswith(REFUSED[name])]
+    assert named
+    assert all(obstacle.node and obstacle.advice for obstacle in named)
+
+
+def test_convnext_layer_norm_is_named_too():
+    model, images = network("convnext_tiny")
+    assert "layer_norm" in str(check_convertible(model, images))
+
+
+def test_the_normal_form_of_a_large_network_computes_the_same():
+    model, images = network("densenet121")
+    model(images)
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(normalise(model, images)(images), model(images), rtol=1e-3, atol=1e-3)
