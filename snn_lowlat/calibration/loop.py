@@ -1,0 +1,175 @@
+"""The calibration pass: run the network over some data and watch what arrives at every activation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, fx, nn
+
+from snn_lowlat.calibration.histogram import Histogram
+from snn_lowlat.calibration.statistics import SiteStatistics
+from snn_lowlat.errors import CalibrationError
+from snn_lowlat.graph import find_sites
+
+__all__ = ["calibrate", "inputs_of"]
+
+_INPUT_KEYS = ("image", "images", "x", "input", "inputs", "pixel_values", "data")
+
+
+def inputs_of(batch: object) -> Tensor:
+    """Return the network's input from a batch as data loaders give them.
+
+    Parameters
+    ----------
+    batch : object
+        A tensor; a tuple or list whose first item is the input, such as ``(x, y)``; or a mapping with the input at
+        ``"image"``, ``"images"``, ``"x"``, ``"input"``, ``"inputs"``, ``"pixel_values"`` or ``"data"``.
+
+    Raises
+    ------
+    CalibrationError
+        If there is no tensor at any of these places.
+    """
+    if isinstance(batch, Tensor):
+        return batch
+    if isinstance(batch, Mapping):
+        for key in _INPUT_KEYS:
+            if isinstance(batch.get(key), Tensor):
+                return batch[key]  # type: ignore[no-any-return]
+        raise CalibrationError(
+            f"the batch is a mapping with the keys {sorted(map(str, batch))}, none of which is the input: name the "
+            f"input's key one of {', '.join(_INPUT_KEYS)}."
+        )
+    if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 0:
+        if isinstance(batch[0], (Tensor, Mapping, tuple, list)):
+            return inputs_of(batch[0])
+        raise CalibrationError(f"the batch's first item must be the input tensor, not a {type(batch[0]).__name__}.")
+    raise CalibrationError(
+        f"a batch must be a tensor, a tuple or list that begins with one, or a mapping; not {type(batch).__name__}."
+    )
+
+
+@torch.no_grad()
+def calibrate(
+    graph: fx.GraphModule,
+    batches: Iterable[object],
+    *,
+    limit: int | None = None,
+    progress: bool = False,
+    device: torch.device | str | None = None,
+) -> dict[str, SiteStatistics]:
+    """Run a network over data and collect the distribution of every site's pre-activations.
+
+    Parameters
+    ----------
+    graph : fx.GraphModule
+        The network in normal form. It runs in eval mode; each module's training flag is then as it was before.
+    batches : iterable
+        Batches in any form that :func:`inputs_of` reads, or one tensor, which is one batch.
+    limit : int, optional
+        The largest number of batches to use; all of them by default.
+    progress : bool
+        Show a progress bar, where the output is a terminal.
+    device : torch.device or str, optional
+        Where the batches are moved; by default to the device of the network's first parameter.
+
+    Returns
+    -------
+    dict of str to SiteStatistics
+        For each site, in the network's order, with the counts on the CPU.
+
+    Raises
+    ------
+    CalibrationError
+        If there are no data, a batch can't be read, a pre-activation is NaN or infinite, or a whole layer never has a
+        positive pre-activation. A single channel without one is no error.
+    ValueError
+        If ``limit`` is not positive.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least one batch, not {limit}.")
+    sites = find_sites(graph)
+    histograms: dict[str, Histogram] = {}
+    target = torch.device(device) if device is not None else _device_of(graph)
+    training = {module: module.training for module in graph.modules()}
+    handles = [graph.get_submodule(name).register_forward_pre_hook(_observer(name, histograms)) for name in sites]
+    try:
+        graph.eval()
+        for batch in _with_progress(batches, limit, progress):
+            values = inputs_of(batch).to(target)
+            if values.shape[0] == 0:
+                continue
+            try:
+                graph(values)
+            except CalibrationError as error:
+                if not bool(torch.isfinite(values).all()):
+                    raise CalibrationError(
+                        f"{error} The input batch itself holds NaN or Inf: clean the data."
+                    ) from error
+                raise
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, flag in training.items():
+            module.training = flag
+    return {name: _statistics(name, histograms.get(name), site.ceiling) for name, site in sites.items()}
+
+
+def _observer(name: str, histograms: dict[str, Histogram]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def observe(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0]
+        if values.dim() < 2:
+            raise CalibrationError(
+                f"site {name!r} has pre-activations of shape {list(values.shape)}: it needs a batch and a channel axis."
+            )
+        if name not in histograms:
+            histograms[name] = Histogram(values.shape[1])
+        try:
+            histograms[name].update(values)
+        except CalibrationError as error:
+            raise CalibrationError(f"the pre-activations at site {name!r} can't be used: {error}") from error
+        except ValueError as error:
+            raise CalibrationError(f"the pre-activations at site {name!r} changed in kind: {error}") from error
+
+    return observe
+
+
+def _statistics(name: str, histogram: Histogram | None, ceiling: Tensor | None) -> SiteStatistics:
+    if histogram is None or histogram.count == 0:
+        raise CalibrationError(
+            f"no calibration data reached site {name!r}: give at least one batch that is not empty "
+            "(an iterator can be used only once)."
+        )
+    if not bool((histogram.maximum > 0).any()):
+        raise CalibrationError(
+            f"site {name!r} is dead: none of its {histogram.channels} channels has a positive pre-activation in the "
+            f"calibration data (largest: {float(histogram.maximum.max()):.3g}). Check that the weights are loaded and "
+            "that the calibration data are normalised as in training."
+        )
+    return SiteStatistics(name, histogram.to("cpu"), None if ceiling is None else ceiling.detach().cpu())
+
+
+def _device_of(graph: nn.Module) -> torch.device:
+    for tensor in itertools.chain(graph.parameters(), graph.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _with_progress(batches: Iterable[object], limit: int | None, progress: bool) -> Iterator[object]:
+    if isinstance(batches, Tensor):
+        batches = [batches]
+    try:
+        total: int | None = len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        total = None
+    if limit is not None:
+        total = limit if total is None else min(total, limit)
+        batches = itertools.islice(batches, limit)
+    console = Console(stderr=True)
+    if progress and console.is_terminal:
+        batches = track(batches, description="calibrating", total=total, console=console, transient=True)
+    return iter(batches)

@@ -1,0 +1,54 @@
+"""The neuron models by name: what adapters and reports need to know of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from snn_lowlat.neurons.integrate_and_fire import integrate_and_fire
+from snn_lowlat.plan import SitePlan
+
+__all__ = ["NEURONS", "NeuronModel"]
+
+
+@dataclass(frozen=True)
+class NeuronModel:
+    """A spiking neuron: a map from currents to spikes, ``[T, N, C, ...] -> [T, N, C, ...]``.
+
+    Parameters
+    ----------
+    name : str
+        The name by which a :class:`~snn_lowlat.plan.SitePlan` asks for it.
+    run : callable
+        ``run(currents, plan) -> spikes``, both of shape ``[T, N, C, ...]``.
+    online : bool
+        Whether the neuron answers within the step. If not, each layer must see its whole window before it fires.
+    """
+
+    name: str
+    run: Callable[[Tensor, SitePlan], Tensor]
+    online: bool
+
+    def latency_steps(self, timesteps: int, depth: int) -> int:
+        """Return the steps from the first input to the last output of a network of such neurons.
+
+        Parameters
+        ----------
+        timesteps : int
+            The simulation window of one layer.
+        depth : int
+            The number of spiking layers that a signal passes one after the other.
+        """
+        return timesteps if self.online else timesteps * (depth + 1)
+
+
+def _run_integrate_and_fire(currents: Tensor, plan: SitePlan) -> Tensor:
+    return integrate_and_fire(currents, plan.threshold, plan.initial_potential)
+
+
+NEURONS: dict[str, NeuronModel] = {
+    "integrate_and_fire": NeuronModel("integrate_and_fire", _run_integrate_and_fire, online=True),
+}
+"""The neuron models by name."""

@@ -1,0 +1,20 @@
+"""The conversion strategies: from the statistics of a site to its plan, one module for each method."""
+
+from __future__ import annotations
+
+from snn_lowlat.strategies.base import Option, Strategy
+from snn_lowlat.strategies.optimized_potential import OptimizedPotential
+from snn_lowlat.strategies.registry import make_strategy, register_strategy, strategies
+from snn_lowlat.strategies.threshold_balancing import ThresholdBalancing
+from snn_lowlat.strategies.thresholds import find_threshold
+
+__all__ = [
+    "OptimizedPotential",
+    "Option",
+    "Strategy",
+    "ThresholdBalancing",
+    "find_threshold",
+    "make_strategy",
+    "register_strategy",
+    "strategies",
+]

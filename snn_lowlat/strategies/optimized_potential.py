@@ -1,0 +1,131 @@
+"""Optimized initial potentials (Bu et al., AAAI 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from snn_lowlat.calibration import SiteStatistics
+from snn_lowlat.errors import unknown_name
+from snn_lowlat.plan import SitePlan
+from snn_lowlat.strategies.base import Strategy
+from snn_lowlat.strategies.registry import register_strategy
+from snn_lowlat.strategies.thresholds import best_fraction, check_rule, find_threshold
+
+__all__ = ["OptimizedPotential"]
+
+_NAMED = {"half": 0.5, "zero": 0.0}
+
+
+@register_strategy("optimized_potential")
+@dataclass(frozen=True, eq=False)
+class OptimizedPotential(Strategy):
+    r"""Neurons that start with a membrane potential, by default of half the threshold.
+
+    Bu, Ding, Yu & Huang, "Optimized potential initialization for low-latency spiking neural networks" (AAAI 2022, arXiv
+    2202.01440): for inputs spread evenly between 0 and the threshold :math:`\theta`, the expected error of the average
+    output over :math:`T` steps is :math:`v_0 / T - \theta / (2T)`. It vanishes for :math:`v_0 = \theta / 2`, which also
+    makes the expected squared error smallest: :math:`\theta^2 / (12 T^2)`, a quarter of that for :math:`v_0 = 0`. A
+    spike is worth the threshold.
+
+    Parameters
+    ----------
+    threshold : str
+        The rule: ``"auto"`` (the trained ceiling where there is one, ``"mmse"`` elsewhere), ``"mmse"``, ``"max"``,
+        ``"percentile"`` or ``"ceiling"``; see :func:`snn_lowlat.strategies.find_threshold`.
+    percentile : float
+        The percentile, in percent, for the rule of that name.
+    granularity : str
+        ``"channel"`` or ``"layer"``.
+    initial_potential : str, float or mapping of str to Tensor
+        ``"half"`` or ``"zero"`` of the threshold; a fraction of it, from -1 to 1; fractions for each site by its name,
+        of shape ``[]`` or ``[C]``; or ``"calibrated"``: the one in :math:`[0, \theta)` with the smallest expected
+        squared error on the calibration data, found together with the threshold where that is chosen by ``"mmse"``.
+
+    Raises
+    ------
+    ValueError
+        If an option has no meaning.
+    """
+
+    threshold: str = "auto"
+    percentile: float = 99.9
+    granularity: str = "channel"
+    initial_potential: str | float | Mapping[str, Tensor] = field(default="half")
+
+    def __post_init__(self) -> None:
+        check_rule(self.threshold, self.percentile, self.granularity)
+        given = self.initial_potential
+        if isinstance(given, str):
+            if given not in (*_NAMED, "calibrated"):
+                raise unknown_name("initial potential", given, (*_NAMED, "calibrated"))
+        elif isinstance(given, Mapping):
+            object.__setattr__(self, "initial_potential", {str(site): _fractions(site, given[site]) for site in given})
+        elif isinstance(given, bool) or not isinstance(given, (int, float)) or not -1.0 <= given <= 1.0:
+            raise ValueError(
+                "initial_potential must be 'half', 'zero', 'calibrated', a fraction of the threshold from -1 to 1, or "
+                f"a mapping of site names to such fractions; not {given!r}."
+            )
+
+    def plan(self, statistics: SiteStatistics, timesteps: int) -> SitePlan:
+        """Plan one site's neurons.
+
+        Parameters
+        ----------
+        statistics : SiteStatistics
+            What calibration saw at the site.
+        timesteps : int
+            The length of the simulation in steps, at least 1.
+
+        Raises
+        ------
+        ValueError
+            If the site has no ceiling or initial potential where the options ask for one.
+        CalibrationError
+            If the site is dead.
+        """
+        fraction = self._fraction(statistics)
+        threshold = find_threshold(
+            statistics,
+            self.threshold,
+            timesteps,
+            percentile=self.percentile,
+            granularity=self.granularity,
+            fraction=fraction,
+        )
+        if fraction is None:
+            if self.granularity == "channel":
+                threshold = threshold.expand(statistics.histogram.channels)
+            fraction = best_fraction(statistics, threshold, timesteps)
+        threshold = threshold.float()
+        return SitePlan(threshold=threshold, initial_potential=fraction.float() * threshold, amplitude=threshold)
+
+    def _fraction(self, statistics: SiteStatistics) -> Tensor | None:
+        given = self.initial_potential
+        if isinstance(given, Mapping):
+            if statistics.name not in given:
+                raise unknown_name("site in initial_potential:", statistics.name, given)
+            fraction = given[statistics.name]
+            channels = statistics.histogram.channels
+            if fraction.dim() == 1 and fraction.numel() != channels:
+                raise ValueError(
+                    f"initial_potential of site {statistics.name!r} has {fraction.numel()} values for {channels} "
+                    "channels."
+                )
+            return fraction
+        if isinstance(given, str):
+            return torch.tensor(_NAMED[given]) if given in _NAMED else None
+        return torch.tensor(float(given))
+
+
+def _fractions(site: object, given: object) -> Tensor:
+    value = torch.as_tensor(given).detach().cpu().clone()
+    value = value if value.is_floating_point() else value.float()
+    if value.dim() > 1 or value.numel() == 0 or not bool((value.abs() <= 1).all()):
+        raise ValueError(
+            f"initial_potential of site {site!r} must be fractions of the threshold from -1 to 1, one or one a channel."
+        )
+    return value
