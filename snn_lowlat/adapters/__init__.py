@@ -1,0 +1,46 @@
+"""From a network in normal form and its plan to a network of a host library.
+
+A backend is a module of this package with the functions that :class:`Backend` names. It is imported when it is first
+asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Protocol, cast
+
+from torch import Tensor, fx, nn
+
+from snn_lowlat.errors import unknown_name
+from snn_lowlat.plan import Plan
+
+__all__ = ["BACKENDS", "Backend", "get_backend"]
+
+BACKENDS = ("spikingjelly",)
+"""The host libraries there are."""
+
+
+class Backend(Protocol):
+    """What an adapter module provides."""
+
+    def build(self, graph: fx.GraphModule, plan: Plan) -> nn.Module:
+        """Return the host's network for a network in normal form and its plan; neither is changed."""
+
+    def run(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        """Reset the network and run input currents ``[T, N, ...]``; returns each step's output, ``[T, N, classes]``."""
+
+    def reset(self, network: nn.Module) -> None:
+        """Put every neuron into its initial state."""
+
+    def spiking_layers(self, network: nn.Module) -> dict[str, nn.Module]:
+        """Return the neuron modules by the names of their sites."""
+
+    def weights(self, network: nn.Module) -> dict[str, Tensor]:
+        """Return the weights of the layers between the neurons, by their names in the normal form."""
+
+
+def get_backend(name: str) -> Backend:
+    """Return the adapter for a host library by its name; ``ValueError`` names those there are."""
+    if name not in BACKENDS:
+        raise unknown_name("backend", name, BACKENDS)
+    return cast(Backend, import_module(f"{__name__}.{name}"))

@@ -1,0 +1,202 @@
+"""SpikingJelly: converted networks in its own modules, and conversion in its own idiom.
+
+A site becomes an ``ActivationAwareIFNode``, which has a threshold and an initial potential for each channel (as an
+offset of the membrane potential, which gives the same spikes as starting there), followed by a ``ChannelVoltageScaler``
+that gives its spikes their amplitude. The network works in step modes ``"s"`` and ``"m"``, and with
+``functional.reset_net`` and the monitors. Written for SpikingJelly 2.0.0.
+
+Every registered strategy is also a recipe that the stock converter runs, by name or as a class of its own::
+
+    from spikingjelly.activation_based.ann2snn import FXConverter
+    from snn_lowlat.adapters.spikingjelly import LowLatencyRecipe, OptimizedPotentialRecipe
+
+    snn = FXConverter(LowLatencyRecipe("optimized_potential", calibration=loader, timesteps=8)).convert(ann)
+    snn = FXConverter(OptimizedPotentialRecipe(calibration=loader, timesteps=8)).convert(ann)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from spikingjelly.activation_based import base, functional, neuron
+from spikingjelly.activation_based.ann2snn.modules import ChannelVoltageScaler
+from spikingjelly.activation_based.ann2snn.recipes import FXConversionRecipe
+from spikingjelly.activation_based.ann2snn.recipes.step_mode_adapters import adapt_step_mode_graph
+from torch import Tensor, fx, nn
+
+from snn_lowlat.errors import unknown_name
+from snn_lowlat.graph import find_sites
+from snn_lowlat.plan import Plan, SitePlan
+
+if TYPE_CHECKING:
+    from snn_lowlat.strategies import Strategy
+
+__all__ = ["LowLatencyRecipe", "build", "reset", "run", "spiking_layers", "weights"]
+
+_CHANNEL_DIM = 1
+
+_STATELESS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Upsample),
+)
+"""Modules of the normal form that SpikingJelly wraps for its multi-step mode."""
+
+_PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+"""Modules that count dimensions from the last, so that a leading time dimension changes nothing."""
+
+
+def _integrate_and_fire(plan: SitePlan) -> nn.Module:
+    return neuron.ActivationAwareIFNode(plan.threshold, plan.initial_potential, channel_dim=_CHANNEL_DIM)  # type: ignore[no-any-return]
+
+
+_NEURONS: dict[str, Callable[[SitePlan], nn.Module]] = {"integrate_and_fire": _integrate_and_fire}
+"""How each neuron model is built from SpikingJelly's modules."""
+
+
+def build(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
+    """Return SpikingJelly's network for a network in normal form and its plan; neither is changed.
+
+    Parameters
+    ----------
+    graph : GraphModule
+        A network in normal form.
+    plan : mapping of str to SitePlan
+        What each site becomes.
+
+    Returns
+    -------
+    GraphModule
+        The spiking network in single-step mode: ``[N, ...]`` in, the output of one step out.
+
+    Raises
+    ------
+    ValueError
+        If a site's neuron model has no counterpart in SpikingJelly.
+    """
+    network = copy.deepcopy(graph)
+    reference = next(iter(network.parameters()), torch.empty(0))
+    for site in find_sites(network).values():
+        site_plan = plan[site.name]
+        if site_plan.neuron not in _NEURONS:
+            raise unknown_name("SpikingJelly neuron", site_plan.neuron, _NEURONS)
+        setattr(network, site.name, _NEURONS[site_plan.neuron](site_plan).to(reference))
+        amplitude = f"{site.name}_amplitude"
+        network.add_submodule(amplitude, ChannelVoltageScaler(site_plan.amplitude, _CHANNEL_DIM).to(reference))
+        with network.graph.inserting_after(site.output):
+            scaled = network.graph.call_module(amplitude, (site.node,))
+        for reader in [user for user in site.output.users if user not in (scaled, site.output)]:
+            reader.replace_input_with(site.output, scaled)
+        if site.output is not site.node:
+            network.graph.erase_node(site.output)
+    network.graph.eliminate_dead_code()
+    adapt_step_mode_graph(network, context="snn_lowlat", wrap_module_types=_STATELESS, safe_module_types=_PADS)
+    functional.invalidate_reset_cache(network)
+    return network.eval()
+
+
+def reset(network: nn.Module) -> None:
+    """Put every neuron into its initial state."""
+    functional.reset_net(network)
+
+
+def run(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Reset the network and run input currents ``[T, N, ...]``; returns each step's output, ``[T, N, classes]``.
+
+    The network's own step modes are left as they were.
+    """
+    modes = {module: module.step_mode for module in network.modules() if isinstance(module, base.StepModule)}
+    functional.reset_net(network)
+    functional.set_step_mode(network, "m")
+    try:
+        return network(inputs)  # type: ignore[no-any-return]
+    finally:
+        functional.reset_net(network)
+        for module, mode in modes.items():
+            module.step_mode = mode
+
+
+def spiking_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the neuron modules by the names of their sites, in order."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, base.MemoryModule)}
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of the layers between the neurons, by their names in the normal form."""
+    neurons = spiking_layers(network)
+    foreign = {*neurons, *(f"{name}_amplitude" for name in neurons)}
+    return {key: value for key, value in network.state_dict().items() if key.rpartition(".")[0] not in foreign}
+
+
+class LowLatencyRecipe(FXConversionRecipe):  # type: ignore[misc]
+    """Any strategy of this package as a recipe for SpikingJelly's ``FXConverter``.
+
+    Parameters
+    ----------
+    strategy : str or Strategy
+        A registered name, or a configured strategy.
+    calibration : iterable
+        Batches of training images: tensors, ``(x, y)`` tuples or dicts. Read once, and once more for each refinement.
+    timesteps : int
+        The number of steps the network will run for.
+    refinements : sequence of str or Refinement
+        Corrections that follow, in order.
+    calibration_batches : int, optional
+        Read only so many batches.
+    progress : bool
+        Show a progress bar while calibrating.
+    **options
+        The strategy's options, when it is given by name.
+    """
+
+    def __init__(
+        self,
+        strategy: str | Strategy,
+        *,
+        calibration: Iterable[object],
+        timesteps: int,
+        refinements: Sequence[object] = (),
+        calibration_batches: int | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> None:
+        from snn_lowlat.convert import Conversion
+
+        self.conversion = Conversion.of(
+            strategy, calibration, timesteps, refinements, calibration_batches, progress=progress, **options
+        )
+
+    def before_trace(self, converter: Any, ann: nn.Module) -> nn.Module:
+        """Hand the converter the network's normal form, which its own trace leaves as it is."""
+        return self.conversion.normalise(ann)
+
+    def calibrate(self, converter: Any, fx_model: fx.GraphModule) -> fx.GraphModule:
+        """Collect the statistics of every site in one pass."""
+        self.conversion.calibrate(fx_model.eval())
+        return fx_model
+
+    def replace(self, converter: Any, fx_model: fx.GraphModule) -> fx.GraphModule:
+        """Plan, refine, and put neurons in place of the activations."""
+        graph, plan = self.conversion.plan(fx_model)
+        return build(graph, plan)
+
+
+def __getattr__(name: str) -> type[LowLatencyRecipe]:
+    """Return the recipe class of a registered strategy: ``OptimizedPotentialRecipe`` for ``optimized_potential``."""
+    from snn_lowlat.strategies import strategies
+
+    names = {"".join(word.capitalize() for word in key.split("_")) + "Recipe": key for key in strategies()}
+    if name not in names:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its recipes are {', '.join(names)}")
+
+    def __init__(self: LowLatencyRecipe, **options: Any) -> None:  # noqa: N807
+        LowLatencyRecipe.__init__(self, names[name], **options)
+
+    documentation = f"The strategy ``{names[name]}`` as a recipe; see :class:`LowLatencyRecipe` for the parameters."
+    recipe = type(name, (LowLatencyRecipe,), {"__init__": __init__, "__doc__": documentation, "__module__": __name__})
+    globals()[name] = recipe
+    return recipe

@@ -1,0 +1,247 @@
+"""The converted network: run it, read it out after every step, save it."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from snn_lowlat.adapters import get_backend
+from snn_lowlat.encoding import make_encoder
+from snn_lowlat.neurons import NEURONS
+from snn_lowlat.plan import SitePlan
+from snn_lowlat.refinement import Refinement
+from snn_lowlat.simulation import micro_batches
+from snn_lowlat.strategies import Strategy
+
+__all__ = ["Provenance", "SpikingModel"]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a converted network comes from: enough to rebuild it and to say how it was made.
+
+    Attributes
+    ----------
+    strategy : str
+        The strategy's name.
+    options : dict
+        The strategy's options.
+    refinements : list of dict
+        The refinements that followed, each with its ``name`` and options.
+    input_shape : tuple of int
+        The shape of one input image.
+    signature : str
+        A digest of the network's normal form, weights aside.
+    versions : dict of str to str
+        The versions of this package, the host libraries, torch and Python at the time of conversion.
+    """
+
+    strategy: str
+    options: dict[str, Any]
+    refinements: list[dict[str, Any]]
+    input_shape: tuple[int, ...]
+    signature: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, graph: fx.GraphModule, strategy: Strategy, refinements: Sequence[Refinement], input_shape: tuple[int, ...]
+    ) -> Provenance:
+        """Describe a conversion that has just been made."""
+        names = [{"name": refinement.name, **refinement.options()} for refinement in refinements]
+        return cls(strategy.name, strategy.options(), names, input_shape, signature(graph), current_versions())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as plain values."""
+        return asdict(self) | {"input_shape": list(self.input_shape)}
+
+
+class SpikingModel(nn.Module):
+    """A spiking network that came out of a conversion.
+
+    Parameters
+    ----------
+    network : Module
+        The host library's network.
+    plan : mapping of str to SitePlan
+        What each site became.
+    timesteps : int
+        The window it was planned for, in steps.
+    backend : str
+        The host library's name.
+    encoder : str
+        The input coding's name.
+    seed : int
+        Seed of the encoder's random numbers.
+    depth : int
+        The number of spiking layers on the longest way through the network.
+    provenance : Provenance
+        How it was made.
+
+    Attributes
+    ----------
+    network : Module
+        The host's module, to use in the host's own idiom.
+    plan : dict of str to SitePlan
+        The plan, by site.
+    ann_accuracy : float or None
+        The accuracy of the network it came from, where known, in [0, 1].
+    micro_batch : int or None
+        Images simulated at a time; None chooses so that they stay in the processor's cache.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        plan: Mapping[str, SitePlan],
+        *,
+        timesteps: int,
+        backend: str,
+        encoder: str,
+        seed: int,
+        depth: int,
+        provenance: Provenance,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.plan = dict(plan)
+        self.timesteps = timesteps
+        self.backend = backend
+        self.encoder = encoder
+        self.seed = seed
+        self.depth = depth
+        self.provenance = provenance
+        self.ann_accuracy: float | None = None
+        self.micro_batch: int | None = None
+        self.eval()
+
+    @property
+    def strategy(self) -> str:
+        """The name of the strategy that planned it."""
+        return self.provenance.strategy
+
+    @property
+    def latency_steps(self) -> int:
+        """Steps from the first input to the last output, end to end."""
+        return self.latency_steps_at(self.timesteps)
+
+    def latency_steps_at(self, timesteps: int) -> int:
+        """Return the end-to-end latency, in steps, when each layer's window is ``timesteps``."""
+        neurons = {site.neuron for site in self.plan.values()}
+        return max(NEURONS[neuron].latency_steps(timesteps, self.depth) for neuron in neurons)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the readout after the last step.
+
+        Parameters
+        ----------
+        images : Tensor
+            A batch ``[N, ...]``, as the original network takes it.
+
+        Returns
+        -------
+        Tensor
+            Logits ``[N, classes]``: the output averaged over the steps.
+        """
+        return self.readout(images)[-1]
+
+    def simulate(self, images: Tensor) -> Tensor:
+        """Return the same as calling the network, always computed spike by spike."""
+        return self.readout(images)[-1]
+
+    @torch.no_grad()
+    def readout(self, images: Tensor, timesteps: int | None = None) -> Tensor:
+        """Return the readout after every step, from one pass.
+
+        Parameters
+        ----------
+        images : Tensor
+            A batch ``[N, ...]``, as the original network takes it.
+        timesteps : int, optional
+            Run for so many steps instead of the number planned for.
+
+        Returns
+        -------
+        Tensor
+            ``[T, N, classes]``: entry ``t`` is the output averaged over steps ``1 .. t+1``.
+
+        Raises
+        ------
+        ValueError
+            If images have another shape than those it was converted with, or ``timesteps`` is less than 1.
+        """
+        timesteps = self.timesteps if timesteps is None else timesteps
+        if timesteps < 1:
+            raise ValueError(f"timesteps must be at least 1, not {timesteps}.")
+        expected = tuple(self.provenance.input_shape)
+        if tuple(images.shape[1:]) != expected:
+            raise ValueError(
+                f"this network was converted for inputs [N, {', '.join(map(str, expected))}], not "
+                f"{list(images.shape)}: convert it again with calibration images of that size."
+            )
+        host = get_backend(self.backend)
+        currents = make_encoder(self.encoder)(images, timesteps, self.seed)
+        outputs = [
+            host.run(self.network, part.transpose(0, 1))
+            for part in micro_batches(currents.transpose(0, 1), timesteps, self.micro_batch)
+        ]
+        steps = torch.arange(1, timesteps + 1, device=images.device)
+        total = torch.cat(outputs, dim=1).cumsum(0)
+        return total / steps.view(-1, *[1] * (total.dim() - 1))
+
+    def reset(self) -> None:
+        """Put every neuron of the host's network into its initial state."""
+        get_backend(self.backend).reset(self.network)
+
+    def spiking_layers(self) -> dict[str, nn.Module]:
+        """Return the host's neuron modules by the names of their sites; their outputs are the spikes."""
+        return get_backend(self.backend).spiking_layers(self.network)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write weights, plan and provenance to one file, which appears whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+            The file to write; :func:`snn_lowlat.load` reads it.
+        """
+        from snn_lowlat.persistence import save
+
+        save(self, path)
+
+    def extra_repr(self) -> str:
+        """Show how the network was made."""
+        return (
+            f"strategy={self.strategy}, backend={self.backend}, timesteps={self.timesteps}, "
+            f"latency_steps={self.latency_steps}, layers={len(self.plan)}"
+        )
+
+
+def signature(graph: fx.GraphModule) -> str:
+    """Digest what a network in normal form computes, weights aside: two networks with one signature share a plan."""
+    shapes = {name: tuple(value.shape) for name, value in graph.state_dict().items()}
+    lines = [f"{node.op} {node.name} {_target(node.target)} {node.args}" for node in graph.graph.nodes]
+    return hashlib.sha256("\n".join([*lines, str(shapes)]).encode()).hexdigest()
+
+
+def current_versions() -> dict[str, str]:
+    """Return the versions of this package, the host libraries, torch and Python."""
+    versions = {"python": platform.python_version()}
+    for package in ("snn_lowlat", "torch", "spikingjelly", "snntorch"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _target(target: object) -> str:
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))

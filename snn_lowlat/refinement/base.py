@@ -1,0 +1,54 @@
+"""What every refinement is: a correction made by running the spiking network beside the original one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from torch import fx
+
+from snn_lowlat.plan import SitePlan
+
+__all__ = ["Refinement", "check_counts"]
+
+
+@dataclass(frozen=True)
+class Refinement(ABC):
+    """A correction that can follow any strategy; its options are its dataclass fields.
+
+    It changes biases, thresholds or potentials, never the graph.
+    """
+
+    name: ClassVar[str] = ""
+
+    @abstractmethod
+    def refine(
+        self, graph: fx.GraphModule, plan: dict[str, SitePlan], batches: Iterable[object], timesteps: int
+    ) -> tuple[fx.GraphModule, dict[str, SitePlan]]:
+        """Return the corrected network and plan.
+
+        Parameters
+        ----------
+        graph : GraphModule
+            The network in normal form. It is the caller's: a refinement that changes weights does so on a copy.
+        plan : dict of str to SitePlan
+            What each site becomes.
+        batches : iterable
+            Calibration batches.
+        timesteps : int
+            The window planned for, in steps.
+        """
+
+    def options(self) -> dict[str, Any]:
+        """Return the options as plain values."""
+        return {option.name: getattr(self, option.name) for option in fields(self)}
+
+
+def check_counts(refinement: Refinement, *options: str) -> None:
+    """Check that options are whole numbers of at least 1; ``ValueError`` names the one that is not."""
+    for option in options:
+        value = getattr(refinement, option)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{refinement.name}: {option} must be a whole number of at least 1, not {value!r}.")

@@ -1,0 +1,75 @@
+"""The networks on which every strategy has to keep the contract."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from snn_lowlat.training.activations import CeilingReLU
+
+
+class AveragePoolNetwork(nn.Module):
+    """A plain convolutional network with batch norm and average pooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(2)),
+            *(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Dropout()),
+            *(nn.Linear(128, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10)),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class ResidualNetwork(nn.Module):
+    """Residual blocks with a padded shortcut, as in the CIFAR ResNets, in functional style."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.first, self.second = nn.Conv2d(4, 8, 3, 2, 1, bias=False), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.first_norm, self.second_norm = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.linear = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)))
+        out = F.relu(self.first_norm(self.first(x)))
+        out = self.second_norm(self.second(out))
+        out += F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        out = F.relu(out)
+        out = F.avg_pool2d(out, out.size()[3])
+        return self.linear(out.view(out.size(0), -1))
+
+
+class MaxPoolNetwork(nn.Module):
+    """Max-pooling after an activation, alone and behind a concatenation, and trained ceilings."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.left, self.right = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 4, 1), nn.Conv2d(6, 4, 3, padding=1)
+        self.pool, self.ceiling = nn.MaxPool2d(2), CeilingReLU(0.5, channels=6)
+        self.linear = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.pool(self.ceiling(self.stem(x)))
+        x = torch.cat([F.relu(self.left(x)), F.relu6(self.right(x))], 1)
+        return self.linear(F.max_pool2d(x, 3).flatten(1))
+
+
+NETWORKS = (AveragePoolNetwork, ResidualNetwork, MaxPoolNetwork)
+
+
+def make_network(kind):
+    """Return a network with fixed weights and batch-norm statistics, in evaluation mode."""
+    torch.manual_seed(0)
+    network = kind()
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.rand(32, 1, 8, 8))
+    return network.eval()
+
+
+def make_images(count=24):
+    """Return fixed images ``[count, 1, 8, 8]``."""
+    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,201 @@
+"""What every strategy keeps, in every host, on every network: a new strategy is one more row of ``STRATEGIES``."""
+
+import copy
+import io
+
+import pytest
+import torch
+from networks import NETWORKS, AveragePoolNetwork, ResidualNetwork, make_images, make_network
+from spikingjelly.activation_based import functional
+from spikingjelly.activation_based.ann2snn import FXConverter
+
+import snn_lowlat
+from snn_lowlat.adapters import BACKENDS, spikingjelly
+from snn_lowlat.graph import normalise
+from snn_lowlat.simulation import simulate
+
+STRATEGIES = {
+    "optimized_potential": [
+        {},
+        {"threshold": "mmse", "initial_potential": "calibrated"},
+        {"threshold": "percentile", "percentile": 99.0, "granularity": "layer"},
+        {"threshold": "max", "initial_potential": "zero"},
+        {"initial_potential": 0.3},
+    ],
+    "threshold_balancing": [{}, {"threshold": "percentile", "granularity": "channel"}],
+}
+ROWS = [(name, options) for name, variants in STRATEGIES.items() for options in variants]
+TIMESTEPS = 4
+
+
+def test_every_registered_strategy_has_a_row():
+    assert set(snn_lowlat.strategies()) == set(STRATEGIES)
+
+
+def label(row):
+    name, options = row
+    return "-".join([name, *(str(value) for value in options.values())])
+
+
+@pytest.fixture(params=ROWS, ids=label, scope="module")
+def row(request):
+    return request.param
+
+
+@pytest.fixture(params=NETWORKS, ids=lambda kind: kind.__name__, scope="module")
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(params=BACKENDS, scope="module")
+def snn(request, row, kind):
+    return convert(row, kind, backend=request.param)
+
+
+def convert(row, kind, batches=None, **options):
+    name, strategy_options = row
+    options = {"timesteps": TIMESTEPS, "refinements": ["bias_correction"]} | strategy_options | options
+    return snn_lowlat.convert(make_network(kind), batches or [make_images()], strategy=name, **options)
+
+
+def step_by_step(network, images, timesteps=TIMESTEPS):
+    """Run SpikingJelly's network as its users do, in single-step mode."""
+    functional.reset_net(network)
+    outputs = [network(images) for _ in range(timesteps)]
+    functional.reset_net(network)
+    return torch.stack(outputs)
+
+
+def test_it_spikes_and_classifies(snn):
+    spikes = {}
+    for name, layer in snn.spiking_layers().items():
+        layer.register_forward_hook(lambda m, i, output, name=name: spikes.setdefault(name, output))
+    logits = snn(make_images(5))
+    assert logits.shape == (5, 10)
+    assert spikes.keys() == snn.plan.keys()
+    for values in spikes.values():
+        assert set(values.unique().tolist()) <= {0.0, 1.0}
+    assert any(values.any() for values in spikes.values())
+    for layer in snn.spiking_layers().values():
+        layer._forward_hooks.clear()
+
+
+def test_the_curve_ends_in_the_readout(snn):
+    images = make_images(5)
+    curve = snn.readout(images)
+    assert curve.shape == (TIMESTEPS, 5, 10)
+    assert torch.equal(curve[-1], snn(images))
+    assert torch.equal(curve[-1], snn.simulate(images))
+    assert torch.equal(curve[:2], snn.readout(images, timesteps=2))
+
+
+def test_single_and_multi_step_mode_give_equal_spikes(row, kind):
+    snn = convert(row, kind)
+    images, recorded = make_images(5), {"s": {}, "m": {}}
+    mode = "s"
+    for name, layer in snn.spiking_layers().items():
+        layer.register_forward_hook(lambda m, i, o, name=name: recorded[mode].setdefault(name, []).append(o))
+    steps = step_by_step(snn.network, images)
+    mode = "m"
+    outputs = spikingjelly.run(snn.network, images.expand(TIMESTEPS, *images.shape))
+    torch.testing.assert_close(steps, outputs, rtol=1e-5, atol=1e-6)
+    for name, spikes in recorded["s"].items():
+        assert torch.equal(torch.stack(spikes), recorded["m"][name][0])
+
+
+def test_the_reference_simulation_gives_equal_spikes(snn, kind):
+    images = make_images(5)
+    graph = normalise(make_network(kind), images)
+    graph.load_state_dict(spikingjelly.weights(snn.network), strict=False)
+    recorded = {}
+    handles = [
+        layer.register_forward_hook(lambda m, i, o, name=name: recorded.setdefault(name, o))
+        for name, layer in snn.spiking_layers().items()
+    ]
+    outputs = spikingjelly.run(snn.network, images.expand(TIMESTEPS, *images.shape))
+    for handle in handles:
+        handle.remove()
+    expected, spikes = simulate(graph, snn.plan, images.expand(TIMESTEPS, *images.shape))
+    torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-6)
+    for name in spikes:
+        assert torch.equal(recorded[name], spikes[name])
+
+
+def test_batch_size_changes_nothing(snn):
+    images = make_images(6)
+    whole = snn.readout(images)
+    for size in (1, 4):
+        snn.micro_batch = size
+        torch.testing.assert_close(snn.readout(images), whole, rtol=1e-5, atol=1e-6)
+    snn.micro_batch = None
+    torch.testing.assert_close(snn.readout(images[:2]), whole[:, :2], rtol=1e-5, atol=1e-6)
+
+
+def test_the_initial_potential_survives_a_change_of_batch_size(row, kind):
+    snn = convert(row, kind)
+    expected = step_by_step(snn.network, make_images(3))
+    functional.reset_net(snn.network)
+    snn.network(make_images(7))
+    torch.testing.assert_close(step_by_step(snn.network, make_images(3)), expected, rtol=0, atol=0)
+
+
+def test_deep_copies_and_pickles_are_equal(snn):
+    images = make_images(5)
+    expected = snn.readout(images)
+    stored = io.BytesIO()
+    torch.save(snn, stored)
+    stored.seek(0)
+    for other in (copy.deepcopy(snn), torch.load(stored, weights_only=False)):
+        assert torch.equal(other.readout(images), expected)
+
+
+def test_saved_networks_are_equal(snn, kind, tmp_path):
+    snn.ann_accuracy = 0.5
+    snn.save(tmp_path / "snn.pt")
+    torch.manual_seed(7)
+    loaded = snn_lowlat.load(tmp_path / "snn.pt", model=kind())
+    images = make_images(5)
+    assert torch.equal(loaded.readout(images), snn.readout(images))
+    assert loaded.plan == snn.plan
+    assert loaded.provenance == snn.provenance
+    assert (loaded.ann_accuracy, loaded.latency_steps) == (0.5, snn.latency_steps)
+
+
+def test_conversion_is_deterministic(snn, row, kind):
+    again = convert(row, kind, backend=snn.backend)
+    assert again.plan == snn.plan
+    assert torch.equal(again(make_images(5)), snn(make_images(5)))
+
+
+def test_the_order_of_calibration_batches_changes_nothing(row, kind):
+    batches = list(make_images().split(4))
+    assert convert(row, kind, batches, refinements=()).plan == convert(row, kind, batches[::-1], refinements=()).plan
+
+
+def test_the_size_of_calibration_batches_changes_nothing(row, kind):
+    # The currents themselves differ in their last bits: torch convolves batches of different size in different ways.
+    plans = [convert(row, kind, list(make_images().split(size)), refinements=()).plan for size in (4, 10)]
+    for name, site in plans[0].items():
+        for value in ("threshold", "initial_potential", "amplitude"):
+            torch.testing.assert_close(getattr(plans[1][name], value), getattr(site, value), rtol=1e-4, atol=1e-6)
+
+
+def test_the_recipe_gives_the_same_network(snn, row, kind):
+    if snn.backend != "spikingjelly":
+        pytest.skip("SpikingJelly's own idiom")
+    name, options = row
+    recipe = getattr(spikingjelly, "".join(word.capitalize() for word in name.split("_")) + "Recipe")
+    recipe = recipe(calibration=[make_images()], timesteps=TIMESTEPS, refinements=["bias_correction"], **options)
+    network = FXConverter(recipe).convert(make_network(kind))
+    images = make_images(5)
+    assert torch.equal(step_by_step(network, images), step_by_step(snn.network, images))
+
+
+@pytest.mark.parametrize("kind", [AveragePoolNetwork, ResidualNetwork], ids=lambda kind: kind.__name__)
+def test_longer_windows_come_closer_to_the_network(row, kind):
+    # Not with max-pooling: the maximum over currents that vary from step to step keeps a bias however long the window.
+    model, images = make_network(kind), make_images(12)
+    with torch.no_grad():
+        expected = model(images)
+    errors = [(convert(row, kind, timesteps=t)(images) - expected).abs().mean().item() for t in (1, 64)]
+    assert errors[1] < 0.5 * errors[0]
