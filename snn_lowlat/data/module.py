@@ -1,0 +1,234 @@
+"""The Lightning data module that all data sets share."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from snn_lowlat.data.augmentation import crop_and_flip
+from snn_lowlat.data.batches import ImageBatches, as_it_is
+from snn_lowlat.data.sampling import balanced_order, stratified_split
+from snn_lowlat.data.sources import ImageSource
+
+__all__ = ["ImageDataModule"]
+
+logger = logging.getLogger(__name__)
+
+Loader = DataLoader[tuple[Tensor, Tensor]]
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """Labelled pictures in a training, a validation and a test split.
+
+    Batches are ``(images, labels)``: float ``[N, C, H, W]`` and int64 ``[N]``. The validation split is held out of
+    the training pictures, class by class, by the seed; calibration pictures come from what is left of them.
+    Data are read when they are first needed, so a loader can be asked for without Lightning too.
+
+    Parameters
+    ----------
+    normalise : bool
+        Subtract the mean and divide by the standard deviation of each channel; if not, pixels are in ``[0, 1]``.
+    mean, std : sequence of float, optional
+        For each channel, or one for all, of pixels in ``[0, 1]``; the data set's own by default. A data set that has
+        none is not normalised.
+    batch_size : int
+        Pictures in a batch.
+    num_workers : int
+        Processes that prepare batches; 0 prepares them in the main process.
+    validation_fraction : float
+        Share of the training pictures held out for validation, in ``[0, 1)``.
+    seed : int
+        For the splits, the order of training batches and the choice of calibration pictures.
+    limit_test : int, optional
+        Use so many test pictures only, evenly of all classes.
+    augment : bool
+        Shift and mirror training pictures at random (never calibration, validation or test pictures).
+
+    Attributes
+    ----------
+    name : str
+        The data set's name in reports.
+    """
+
+    name: str
+    default_mean: ClassVar[tuple[float, ...] | None] = None
+    default_std: ClassVar[tuple[float, ...] | None] = None
+
+    def __init__(
+        self,
+        *,
+        normalise: bool = True,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        validation_fraction: float = 0.1,
+        seed: int = 0,
+        limit_test: int | None = None,
+        augment: bool = False,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise ValueError(
+                f"batch_size must be at least 1 and num_workers at least 0, not {batch_size}, {num_workers}."
+            )
+        if not 0 <= validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be in [0, 1), not {validation_fraction}.")
+        if limit_test is not None and limit_test < 1:
+            raise ValueError(f"limit_test must be at least 1, not {limit_test}.")
+        if (mean is None) != (std is None):
+            raise ValueError("mean and std belong together: give both or neither.")
+        self.normalise = normalise
+        self.mean = tuple(mean) if mean is not None else self.default_mean
+        self.std = tuple(std) if std is not None else self.default_std
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std must be positive, not {self.std}.")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.validation_fraction = validation_fraction
+        self.seed = seed
+        self.limit_test = limit_test
+        self.augment = augment
+        self._sources: dict[bool, ImageSource] = {}
+        self._split: tuple[Tensor, Tensor] | None = None
+
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """The classes' names; a label is an index of them."""
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of one picture: channels, height, width."""
+
+    @abstractmethod
+    def read(self, train: bool) -> ImageSource:
+        """Read the training pictures (validation included) or the test pictures."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    def source(self, train: bool) -> ImageSource:
+        """Return the training (validation included) or test pictures, read once.
+
+        Raises
+        ------
+        ValueError
+            If there are no pictures, their shape is not :attr:`input_shape`, or a label names no class.
+        """
+        if train not in self._sources:
+            source = self.read(train)
+            self._check(source, "training" if train else "test")
+            self._sources[train] = source
+        return self._sources[train]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the pictures that a stage of Lightning needs."""
+        if stage in ("fit", "validate", None):
+            self.source(train=True)
+        if stage in ("test", "predict", None):
+            self.source(train=False)
+
+    def train_dataloader(self) -> Loader:
+        """Return the training pictures, shuffled by the seed anew in every epoch."""
+        return self._loader(self._training_indices(), shuffle=True, augment=self.augment)
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """Return the validation pictures; an empty list where ``validation_fraction`` is 0."""
+        indices = self._validation_indices()
+        return self._loader(indices) if len(indices) else []
+
+    def test_dataloader(self) -> Loader:
+        """Return the test pictures, in their own order."""
+        labels = self.source(train=False).labels
+        indices = torch.arange(len(labels))
+        if self.limit_test is not None and self.limit_test < len(labels):
+            indices = balanced_order(labels, self.seed)[: self.limit_test].sort().values
+        return self._loader(indices, train=False)
+
+    def calibration_dataloader(self, images: int | None = None, batch_size: int | None = None) -> Loader:
+        """Return pictures of the training split, without augmentation, evenly of all classes, the same for a seed.
+
+        Parameters
+        ----------
+        images : int, optional
+            How many; all of the training split by default, and if it has fewer.
+        batch_size : int, optional
+            Pictures in a batch; the data module's own by default.
+
+        Raises
+        ------
+        ValueError
+            If ``images`` or ``batch_size`` is less than 1.
+        """
+        for option, value in (("images", images), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"calibration needs at least 1 for {option}, not {value}.")
+        indices = self._training_indices()
+        if images is not None and images > len(indices):
+            logger.warning("%s has %d training pictures; %d were asked for.", self.name, len(indices), images)
+        chosen = indices[balanced_order(self.source(train=True).labels[indices], self.seed)[:images]]
+        return self._loader(chosen, batch_size=batch_size)
+
+    def _training_indices(self) -> Tensor:
+        return self._splits()[0]
+
+    def _validation_indices(self) -> Tensor:
+        return self._splits()[1]
+
+    def _splits(self) -> tuple[Tensor, Tensor]:
+        if self._split is None:
+            self._split = stratified_split(self.source(train=True).labels, self.validation_fraction, self.seed)
+        return self._split
+
+    def _loader(
+        self,
+        indices: Tensor,
+        *,
+        train: bool = True,
+        shuffle: bool = False,
+        augment: bool = False,
+        batch_size: int | None = None,
+    ) -> Loader:
+        batches = ImageBatches(
+            self.source(train),
+            indices,
+            mean=self.mean if self.normalise else None,
+            std=self.std if self.normalise else None,
+            augment=crop_and_flip if augment else None,
+        )
+        return DataLoader(
+            batches,
+            batch_size=batch_size or self.batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=as_it_is,
+            generator=torch.Generator().manual_seed(self.seed) if shuffle else None,
+        )
+
+    def _check(self, source: ImageSource, split: str) -> None:
+        labels = source.labels
+        if len(labels) == 0:
+            raise ValueError(f"{self.name} has no {split} pictures.")
+        if int(labels.min()) < 0 or int(labels.max()) >= self.num_classes:
+            raise ValueError(
+                f"{self.name}'s {split} labels go from {int(labels.min())} to {int(labels.max())}; "
+                f"there are {self.num_classes} classes, 0 to {self.num_classes - 1}."
+            )
+        shape = tuple(source.images(torch.zeros(1, dtype=torch.int64)).shape[1:])
+        if shape != self.input_shape:
+            raise ValueError(f"{self.name}'s {split} pictures have the shape {shape}, not {self.input_shape}.")
+        for option, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) not in (1, shape[0]):
+                raise ValueError(f"{option} has {len(values)} values, but {self.name} has {shape[0]} channels.")

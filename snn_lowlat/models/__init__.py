@@ -1,0 +1,10 @@
+"""Networks to train and convert, and the reading of trained weights."""
+
+from __future__ import annotations
+
+from snn_lowlat.models.checkpoints import load_weights
+from snn_lowlat.models.normalisation import InputNormalisation
+from snn_lowlat.models.resnet import ResNet, ResNet20
+from snn_lowlat.models.small_cnn import SmallCNN
+
+__all__ = ["InputNormalisation", "ResNet", "ResNet20", "SmallCNN", "load_weights"]

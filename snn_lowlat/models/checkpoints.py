@@ -1,0 +1,99 @@
+"""Reading trained weights, whoever saved them."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snn_lowlat.errors import FileFormatError
+
+__all__ = ["load_weights"]
+
+_PREFIXES = ("module.", "model.", "_orig_mod.")
+_SHOWN = 6
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load trained weights into a network.
+
+    Reads a plain ``state_dict`` or a checkpoint that holds one under the key ``state_dict`` or ``model``; prefixes
+    that data-parallel training (``module.``), Lightning (``model.``) and compilation (``_orig_mod.``) put before every
+    name are taken off. The file is read as data, never as code.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network; every weight of its must be in the file, and no other. Unchanged if they do not match.
+    path : path
+        The file; ``~`` stands for the home folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    FileFormatError
+        If the file is damaged, holds no weights, or holds those of another network.
+    """
+    file = Path(path).expanduser()
+    weights = _without_prefixes(_read(file), set(model.state_dict()))
+    expected = model.state_dict()
+    # Batch norm's counter of batches is no weight, and old checkpoints lack it.
+    missing = sorted(name for name in expected.keys() - weights.keys() if not name.endswith("num_batches_tracked"))
+    unexpected = sorted(weights.keys() - expected.keys())
+    shapes = sorted(
+        f"{name} is {list(weights[name].shape)}, not {list(expected[name].shape)}"
+        for name in expected.keys() & weights.keys()
+        if weights[name].shape != expected[name].shape
+    )
+    problems = [
+        f"{kind}: {_some(names)}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise FileFormatError(
+            f"{file} holds the weights of another network than {type(model).__name__}: {'; '.join(problems)}."
+        )
+    model.load_state_dict({**expected, **weights})
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file of weights {file}; name another with model.weights=PATH.")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileFormatError(f"{file} is damaged, no file of weights, or holds more than weights: {reason}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(value, Tensor) for value in content.values())
+    ):
+        raise FileFormatError(
+            f"{file} holds no weights: neither a state_dict nor a checkpoint with the key 'state_dict'."
+        )
+    return {str(name): value for name, value in content.items()}
+
+
+def _without_prefixes(weights: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
+    # Only what stands before every name is taken off, and never if the network itself has it.
+    while True:
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in weights)), None)
+        if prefix is None or any(name.startswith(prefix) for name in expected):
+            return weights
+        weights = {name[len(prefix) :]: value for name, value in weights.items()}
+
+
+def _some(names: list[Any]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

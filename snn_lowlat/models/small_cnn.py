@@ -1,0 +1,55 @@
+"""A small convolutional network for digits."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+__all__ = ["SmallCNN"]
+
+
+class SmallCNN(nn.Module):
+    """Three blocks of convolution, batch norm and ReLU with two poolings between, then one linear layer.
+
+    Parameters
+    ----------
+    in_channels : int
+        Channels of the pictures.
+    num_classes : int
+        Outputs.
+    image_size : int
+        Edge of the pictures in pixels, at least 4.
+    width : int
+        Channels of the first block; the other two have twice as many.
+    pooling : {"avg", "max"}
+        How 2 x 2 pixels become one.
+
+    Raises
+    ------
+    ValueError
+        If the pictures are too small or the pooling is not known.
+    """
+
+    def __init__(
+        self, in_channels: int = 1, num_classes: int = 10, image_size: int = 8, width: int = 16, pooling: str = "avg"
+    ) -> None:
+        super().__init__()
+        if image_size < 4:
+            raise ValueError(f"image_size must be at least 4, not {image_size}.")
+        if pooling not in ("avg", "max"):
+            raise ValueError(f"pooling must be 'avg' or 'max', not {pooling!r}.")
+        pool = nn.AvgPool2d if pooling == "avg" else nn.MaxPool2d
+        self.features = nn.Sequential(
+            _block(in_channels, width), pool(2), _block(width, 2 * width), pool(2), _block(2 * width, 2 * width)
+        )
+        self.classifier = nn.Linear(2 * width * (image_size // 4) ** 2, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map ``[N, in_channels, image_size, image_size]`` to logits ``[N, num_classes]``."""
+        logits: Tensor = self.classifier(self.features(images).flatten(1))
+        return logits
+
+
+def _block(in_channels: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
+    )
