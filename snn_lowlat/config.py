@@ -1,0 +1,277 @@
+"""What a config may hold, and the objects it names.
+
+The keys and their types are dataclasses, so that a key that does not exist or a value of the wrong type is found before
+any work is done. Objects are built from ``_target_`` and its arguments, or from a registered name and its options.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Optional
+
+import hydra
+from hydra.errors import CompactHydraException
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from snn_lowlat.adapters import get_backend
+from snn_lowlat.encoding import make_encoder
+from snn_lowlat.errors import SnnLowlatError, unknown_name
+
+__all__ = [
+    "CONFIG_FOLDER",
+    "Config",
+    "ConfigError",
+    "accepted_by",
+    "build",
+    "checked",
+    "config_errors",
+    "listed_steps",
+    "make",
+]
+
+_PACKAGE = Path(__file__).resolve().parent
+CONFIG_FOLDER = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+"""The config: inside an installed package, or beside the package in its repository."""
+
+
+class ConfigError(SnnLowlatError, CompactHydraException):
+    """The config holds a key or value that does not exist or is not fit; the message says what does exist."""
+
+
+@dataclass
+class CalibrationConfig:
+    """The pictures that thresholds are set by.
+
+    Parameters
+    ----------
+    images : int
+        How many, from the training split.
+    batch_size : int
+        Pictures in a batch.
+    progress : bool
+        Show a progress bar.
+    """
+
+    images: int = 1000
+    batch_size: int = 100
+    progress: bool = False
+
+
+@dataclass
+class EvaluationConfig:
+    """How the spiking network is evaluated.
+
+    Parameters
+    ----------
+    timesteps : list of int or None
+        The steps to list; all by default.
+    progress : bool
+        Show a progress bar.
+    """
+
+    timesteps: Any = None
+    progress: bool = False
+
+
+@dataclass
+class Config:
+    """The keys that a config has, and their types.
+
+    Parameters
+    ----------
+    name : str
+        The experiment's name in reports.
+    seed : int
+        For splits, training, the choice of calibration pictures and Poisson spikes.
+    timesteps : int
+        T, the simulation window.
+    strategy : mapping
+        ``name`` and the strategy's options.
+    compare : list
+        Further strategies evaluated beside the main one: a name, or a mapping of ``name`` and options.
+    refinements : list
+        Names, or mappings of ``name`` and options; they follow every strategy.
+    input_coding : str
+        ``"direct"`` or ``"poisson"``. With Poisson spikes the data's normalisation becomes part of the network.
+    device : str
+        Where networks are converted and evaluated; ``"auto"`` takes an accelerator if there is one.
+    threads : int or None
+        CPU threads that torch may use; torch's own number by default. Few where many jobs run or networks are tiny.
+    calibration, evaluation : CalibrationConfig, EvaluationConfig
+        See there.
+    backend : mapping
+        ``name`` of the host library.
+    model : mapping
+        ``_target_`` and its arguments, ``name`` for reports, and ``weights``, a file that makes training needless.
+        ``num_classes``, ``in_channels`` and ``image_size`` are the data's if the target takes them.
+    data, training, trainer : mapping
+        ``_target_`` and its arguments: a data module, a Lightning module, Lightning's trainer.
+    """
+
+    name: str = MISSING
+    seed: int = 0
+    timesteps: int = 8
+    strategy: dict[str, Any] = field(default_factory=dict)
+    compare: list[Any] = field(default_factory=list)
+    refinements: list[Any] = field(default_factory=list)
+    input_coding: str = "direct"
+    device: str = "auto"
+    threads: Optional[int] = None  # noqa: UP045 (OmegaConf reads the annotation)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    backend: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+
+def checked(config: DictConfig) -> DictConfig:
+    """Return the config with its keys and types checked against :class:`Config`, and names looked up.
+
+    Raises
+    ------
+    ConfigError
+        If a key does not exist, a value has the wrong type, is missing, or names something that does not exist.
+    """
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(Config), config)  # type: ignore[assignment]
+    # Hydra would print OmegaConf's error once more if it stayed as the cause.
+    except ConfigKeyError as error:
+        known = [key.name for key in fields(error.object_type)] if error.object_type else []
+        raise ConfigError(str(unknown_name("config key", error.full_key, known))) from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error.msg or error).splitlines()[0]}") from None
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(
+            "the config needs " + " and ".join(f"{key}=VALUE" for key in missing) + " on the command line."
+        )
+    OmegaConf.resolve(config)
+    for key in ("timesteps", "threads", "calibration.images", "calibration.batch_size"):
+        value = OmegaConf.select(config, key)
+        if value is not None and value < 1:
+            raise ConfigError(f"{key} must be at least 1, not {value}.")
+    steps = listed_steps(config)
+    if steps is not None and (not steps or min(steps) < 1 or max(steps) > config.timesteps):
+        raise ConfigError(f"evaluation.timesteps must be between 1 and timesteps={config.timesteps}, not {steps}.")
+    if config.training.get("_target_") is None and config.model.get("weights") is None:
+        raise ConfigError("there is no training (training=none), so the config needs model.weights=PATH.")
+    with config_errors("backend"):
+        get_backend(config.backend.get("name"))
+    with config_errors("input_coding"):
+        make_encoder(config.input_coding)
+    return config
+
+
+def listed_steps(config: DictConfig) -> list[int] | None:
+    """Return the steps that the evaluation lists; None for all.
+
+    Raises
+    ------
+    ConfigError
+        If they are no list of whole numbers.
+    """
+    steps = config.evaluation.timesteps
+    if steps is None:
+        return None
+    if isinstance(steps, ListConfig) and all(isinstance(step, int) for step in steps):
+        return list(steps)
+    raise ConfigError(f"evaluation.timesteps must be a list of steps such as [1,2,4], or null for all, not {steps!r}.")
+
+
+def make(maker: Callable[..., Any], entry: object, key: str) -> Any:
+    """Make a registered object from its name, or from a mapping of ``name`` and options.
+
+    Parameters
+    ----------
+    maker : callable
+        Takes a name and options, such as :func:`snn_lowlat.strategies.make_strategy`.
+    entry : str or DictConfig
+        What the config says.
+    key : str
+        Where it says so, for messages.
+
+    Raises
+    ------
+    ConfigError
+        If the name or an option does not exist or is not fit.
+    """
+    options = dict(OmegaConf.to_container(entry)) if isinstance(entry, DictConfig) else {"name": entry}  # type: ignore[arg-type]
+    with config_errors(key):
+        return maker(options.pop("name", None), **{str(name): value for name, value in options.items()})
+
+
+def build(config: DictConfig, key: str, **known: Any) -> Any:
+    """Build the object that ``_target_`` names from the arguments beside it.
+
+    Parameters
+    ----------
+    config : DictConfig
+        ``_target_`` and arguments.
+    key : str
+        Where the config is, for messages.
+    **known
+        Arguments that the config does not hold, or that overrule it.
+
+    Raises
+    ------
+    ConfigError
+        If the target does not exist, takes no such argument, or refuses one.
+    """
+    target = _target(config, key)
+    accepted = _parameters(target)
+    for name in config:
+        if accepted and str(name) not in accepted and not str(name).startswith("_"):
+            raise ConfigError(f"{key}: {unknown_name(f'option of {target.__name__}', str(name), accepted)}")
+    options = OmegaConf.masked_copy(config, [str(name) for name in config if name not in known])
+    with config_errors(key):
+        partial = hydra.utils.instantiate(options, _partial_=True, _convert_="all")
+        return partial(**known)
+
+
+def accepted_by(config: DictConfig, key: str) -> set[str]:
+    """Name the arguments that a config's ``_target_`` can be given; empty if it takes anything."""
+    return _parameters(_target(config, key))
+
+
+def _target(config: DictConfig, key: str) -> Callable[..., Any]:
+    name = config.get("_target_")
+    if not isinstance(name, str):
+        raise ConfigError(f"{key} needs _target_, the full name of a class or function.")
+    with config_errors(f"{key}._target_"):
+        target: Callable[..., Any] = hydra.utils.get_object(name)
+        return target
+
+
+def _parameters(target: Callable[..., Any]) -> set[str]:
+    named: set[str] = set()
+    for level in inspect.getmro(target) if inspect.isclass(target) else (target,):
+        if inspect.isclass(level) and "__init__" not in vars(level):
+            continue
+        parameters = list(inspect.signature(level).parameters.values())
+        named |= {
+            parameter.name
+            for parameter in parameters
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        }
+        # Options that are passed on are those of the next class up.
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return named
+    return set()
+
+
+@contextmanager
+def config_errors(key: str) -> Iterator[None]:
+    """Turn what goes wrong inside into a :class:`ConfigError` that names the key."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (CompactHydraException, ImportError, FileNotFoundError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: {error}") from error

@@ -1,0 +1,309 @@
+"""What an evaluation found: accuracy after every step, the ANN's, firing rates, and how it was obtained."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from snn_lowlat.evaluation.files import whole_file
+
+__all__ = ["COLUMNS", "Report", "table", "write_csv", "write_json"]
+
+COLUMNS = (
+    "experiment",
+    "strategy",
+    "backend",
+    "model",
+    "dataset",
+    "timesteps",
+    "latency_steps",
+    "accuracy",
+    "ann_accuracy",
+    "seed",
+)
+"""The columns that a CSV file starts with; further ones may follow."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A spiking network's accuracy against time, and where the numbers come from.
+
+    Accuracies are fractions in ``[0, 1]`` here and in files; tables and plots show per cent.
+
+    Parameters
+    ----------
+    strategy : str
+        The conversion strategy's name.
+    accuracies : mapping of int to float
+        Accuracy of the mean readout after each number of steps listed.
+    latencies : mapping of int to int
+        For the same numbers of steps, the steps from the first input to the last output. They exceed the number of
+        steps where neurons see a whole window before they fire.
+    firing_rates : mapping of str to float
+        Spikes per neuron and step, the mean over a layer's neurons, the steps and the images, by the layer's name.
+    images : int
+        Number of images evaluated.
+    backend, encoder : str
+        The host library, and how images become input (``"direct"`` or ``"poisson"``).
+    seed : int
+        The seed of the conversion.
+    ann_accuracy : float or None
+        The ANN's accuracy on the same images, if known.
+    strategy_options : mapping
+        The strategy's options.
+    refinements : sequence of mapping
+        The refinements that followed, each with its ``name`` and options.
+    experiment, model, dataset : str or None
+        Names, where known; ``dataclasses.replace`` sets them afterwards.
+    versions : mapping of str to str
+        Of Python and the libraries.
+    """
+
+    strategy: str
+    accuracies: Mapping[int, float]
+    latencies: Mapping[int, int]
+    firing_rates: Mapping[str, float]
+    images: int
+    backend: str
+    encoder: str
+    seed: int
+    ann_accuracy: float | None = None
+    strategy_options: Mapping[str, Any] = field(default_factory=dict)
+    refinements: Sequence[Mapping[str, Any]] = ()
+    experiment: str | None = None
+    model: str | None = None
+    dataset: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.accuracies or self.accuracies.keys() != self.latencies.keys():
+            raise ValueError("a report needs accuracies, and a latency for each.")
+        for name in ("accuracies", "latencies"):
+            object.__setattr__(self, name, MappingProxyType(dict(sorted(getattr(self, name).items()))))
+        for name in ("firing_rates", "strategy_options", "versions"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    @property
+    def timesteps(self) -> int:
+        """The largest number of steps listed."""
+        return max(self.accuracies)
+
+    @property
+    def accuracy(self) -> float:
+        """The accuracy after :attr:`timesteps` steps, in ``[0, 1]``."""
+        return self.accuracies[self.timesteps]
+
+    @property
+    def latency_steps(self) -> int:
+        """The steps from the first input to the last output for :attr:`timesteps`."""
+        return self.latencies[self.timesteps]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row for each number of steps, with the keys :data:`COLUMNS`, ``encoder`` and ``images``."""
+        return [
+            {
+                "experiment": self.experiment,
+                "strategy": self.strategy,
+                "backend": self.backend,
+                "model": self.model,
+                "dataset": self.dataset,
+                "timesteps": timesteps,
+                "latency_steps": self.latencies[timesteps],
+                "accuracy": accuracy,
+                "ann_accuracy": self.ann_accuracy,
+                "seed": self.seed,
+                "encoder": self.encoder,
+                "images": self.images,
+            }
+            for timesteps, accuracy in self.accuracies.items()
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values, ready for JSON."""
+        return {
+            "experiment": self.experiment,
+            "strategy": self.strategy,
+            "strategy_options": {name: _plain(value) for name, value in self.strategy_options.items()},
+            "refinements": _plain(self.refinements),
+            "backend": self.backend,
+            "encoder": self.encoder,
+            "model": self.model,
+            "dataset": self.dataset,
+            "images": self.images,
+            "seed": self.seed,
+            "timesteps": self.timesteps,
+            "latency_steps": self.latency_steps,
+            "accuracy": self.accuracy,
+            "ann_accuracy": self.ann_accuracy,
+            "curve": [
+                {"timesteps": timesteps, "latency_steps": self.latencies[timesteps], "accuracy": accuracy}
+                for timesteps, accuracy in self.accuracies.items()
+            ],
+            "firing_rates": dict(self.firing_rates),
+            "versions": dict(self.versions),
+        }
+
+    def to_json(self, path: str | Path) -> None:
+        """Write everything as JSON."""
+        _write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write one row for each number of steps."""
+        write_csv([self], path)
+
+    def plot(self, path: str | Path) -> None:
+        """Draw accuracy against steps beside the ANN's; the ending of ``path`` chooses the format (png, pdf, svg)."""
+        from snn_lowlat.evaluation.plots import plot_reports
+
+        plot_reports([self], path)
+
+    def table(self) -> Table:
+        """Return a table for rich to print."""
+        return table([self])
+
+    def __str__(self) -> str:
+        console = Console(file=StringIO(), width=100)
+        with console.capture() as text:
+            console.print(self.table())
+        return text.get().rstrip()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = (getattr(self, name) for name in self.__dataclass_fields__)
+        return (type(self), tuple(dict(value) if isinstance(value, Mapping) else value for value in values))
+
+
+def labels(reports: Sequence[Report]) -> list[str]:
+    """Return a name for each report: its strategy, and whatever else tells it from the others."""
+    names = [report.strategy for report in reports]
+    for attribute in ("backend", "model", "dataset", "encoder", "seed"):
+        if len({str(getattr(report, attribute)) for report in reports}) > 1:
+            names = [f"{name}, {getattr(report, attribute)}" for name, report in zip(names, reports, strict=True)]
+    for name in {name for name in names if names.count(name) > 1}:
+        same = [index for index, other in enumerate(names) if other == name]
+        options = [{key: str(_plain(value)) for key, value in reports[i].strategy_options.items()} for i in same]
+        differing = [key for key in options[0] if len({option.get(key) for option in options}) > 1]
+        for number, (index, option) in enumerate(zip(same, options, strict=True), start=1):
+            difference = ", ".join(f"{key}={option.get(key)}" for key in differing) or f"({number})"
+            names[index] = f"{name}, {difference}"
+    return names
+
+
+def table(reports: Sequence[Report]) -> Table:
+    """Return one table of several reports for rich to print: accuracies in per cent, a row for each number of steps.
+
+    Parameters
+    ----------
+    reports : sequence of Report
+        At least one.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    _need(reports)
+    first = reports[0]
+    ann = {report.ann_accuracy for report in reports if report.ann_accuracy is not None}
+    what = [f"{name} on {data}" for name, data in {(r.model or "network", r.dataset or "data") for r in reports}]
+    title = f"Accuracy in %: {'; '.join(sorted(what))}, {first.images:,} images"
+    if len(ann) == 1:
+        title += f", ANN {_percent(ann.pop())}"
+    # A table narrower than its title would break it.
+    result = Table(title=title, min_width=min(len(title) + 2, 78))
+    result.add_column("timesteps", justify="right")
+    same_latency = len({tuple(report.latencies.items()) for report in reports}) == 1
+    if same_latency:
+        result.add_column("latency_steps", justify="right")
+    for name in labels(reports):
+        result.add_column(name, justify="right")
+        if not same_latency:
+            result.add_column("latency_steps", justify="right")
+    for steps in sorted({steps for report in reports for steps in report.accuracies}):
+        cells = [str(steps)]
+        if same_latency:
+            cells.append(str(first.latencies[steps]))
+        for report in reports:
+            cells.append(_percent(report.accuracies.get(steps)))
+            if not same_latency:
+                cells.append(str(report.latencies.get(steps, "")))
+        result.add_row(*cells)
+    return result
+
+
+def write_csv(reports: Sequence[Report], path: str | Path) -> None:
+    """Write several reports into one CSV file, one row for each report and number of steps.
+
+    Parameters
+    ----------
+    reports : sequence of Report
+        At least one.
+    path : path
+        Replaced if it exists.
+
+    Raises
+    ------
+    ValueError
+        If there is no report.
+    """
+    _need(reports)
+    rows = [row for report in reports for row in report.rows()]
+    text = StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write_text(path, text.getvalue())
+
+
+def write_json(reports: Sequence[Report], path: str | Path) -> None:
+    """Write several reports into one JSON file.
+
+    The file holds the first report's values, as :meth:`Report.to_json` writes them, and all reports under ``reports``.
+
+    Parameters
+    ----------
+    reports : sequence of Report
+        At least one.
+    path : path
+        Replaced if it exists.
+
+    Raises
+    ------
+    ValueError
+        If there is no report.
+    """
+    _need(reports)
+    content = {**reports[0].to_dict(), "reports": [report.to_dict() for report in reports]}
+    _write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _need(reports: Sequence[Report]) -> None:
+    if not reports:
+        raise ValueError("there is no report.")
+
+
+def _write_text(path: str | Path, text: str) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

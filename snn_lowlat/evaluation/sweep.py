@@ -1,0 +1,199 @@
+"""Accuracy after every step, from one pass over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from snn_lowlat.calibration import inputs_of
+from snn_lowlat.evaluation.report import Report
+from snn_lowlat.model import SpikingModel, current_versions
+
+__all__ = ["FiringRates", "evaluate", "labels_of"]
+
+_LABEL_KEYS = ("label", "labels", "target", "targets", "y")
+
+
+def evaluate(
+    snn: SpikingModel,
+    loader: Iterable[object],
+    ann: nn.Module | None = None,
+    timesteps: int | Sequence[int] | None = None,
+    *,
+    progress: bool = False,
+    device: torch.device | str | None = None,
+) -> Report:
+    """Measure a spiking network's accuracy after every step, in one pass over the data.
+
+    Parameters
+    ----------
+    snn : SpikingModel
+        The converted network.
+    loader : iterable
+        Batches of images and labels: ``(images, labels)`` pairs or dicts such as ``{"image": ..., "label": ...}``.
+        Labels are class indices ``[N]``.
+    ann : nn.Module, optional
+        The network it was converted from; its accuracy on the same images stands beside the spiking one's. Evaluated
+        in eval mode and left in the mode it was in.
+    timesteps : int or sequence of int, optional
+        ``T`` lists the accuracy after 1, 2, ... T steps, a sequence lists the steps it names; all of the network's
+        steps by default.
+    progress : bool
+        Show a progress bar.
+    device : device, optional
+        Both networks are moved there; by default images go to where the spiking network is.
+
+    Returns
+    -------
+    Report
+        Accuracies as fractions in ``[0, 1]``.
+
+    Raises
+    ------
+    ValueError
+        If there are no batches, a batch has no labels, or a step is listed that the network does not simulate.
+    """
+    steps = _listed_steps(timesteps, snn.timesteps)
+    if device is not None:
+        snn.to(device)
+        if ann is not None:
+            ann.to(device)
+    place = torch.device(device) if device is not None else _device_of(snn)
+    rows = torch.tensor(steps) - 1
+    correct = torch.zeros(len(steps), dtype=torch.int64)
+    ann_correct = 0
+    images = 0
+    networks = [snn] if ann is None else [snn, ann]
+    rates = FiringRates(snn.spiking_layers())
+    with torch.inference_mode(), _eval_mode(*networks), rates:
+        for batch in track(loader, description="Evaluating", disable=not progress, transient=True):
+            inputs, labels = inputs_of(batch).to(place), labels_of(batch)
+            if len(inputs) != len(labels):
+                raise ValueError(f"a batch has {len(inputs)} images but {len(labels)} labels.")
+            readout = snn.readout(inputs, timesteps=steps[-1])[rows.to(place)]
+            correct += (readout.argmax(-1).cpu() == labels).sum(1)
+            if ann is not None:
+                logits = ann(inputs)
+                ann_correct += int((logits.argmax(-1).cpu() == labels).sum())
+            images += len(labels)
+    if images == 0:
+        raise ValueError("there are no images to evaluate: the loader gave none.")
+    return Report(
+        strategy=snn.strategy,
+        strategy_options=snn.provenance.options,
+        refinements=tuple(snn.provenance.refinements),
+        accuracies={step: int(right) / images for step, right in zip(steps, correct, strict=True)},
+        latencies={step: int(snn.latency_steps_at(step)) for step in steps},
+        firing_rates=rates.compute(),
+        images=images,
+        backend=snn.backend,
+        encoder=str(snn.encoder),
+        seed=snn.seed,
+        ann_accuracy=snn.ann_accuracy if ann is None else ann_correct / images,
+        model=None if ann is None else type(ann).__name__,
+        versions=current_versions(),
+    )
+
+
+class FiringRates:
+    """Count the spikes of some layers while the context is open; sums are kept, spikes never.
+
+    Parameters
+    ----------
+    layers : mapping of str to nn.Module
+        Neuron modules by name. Their forward output is spikes of any shape and worth: what is not zero is a spike, so
+        single-step, multi-step and micro-batched runs are counted alike.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        self._layers = dict(layers)
+        self._spikes: dict[str, Tensor] = {}
+        self._chances: dict[str, int] = {}
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> FiringRates:
+        for name, layer in self._layers.items():
+            self._hooks.append(layer.register_forward_hook(self._counter(name)))
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def compute(self) -> dict[str, float]:
+        """Return the spikes per neuron and step of every layer that ran."""
+        return {name: int(spikes) / self._chances[name] for name, spikes in self._spikes.items()}
+
+    def _counter(self, name: str) -> Any:
+        def count(_: nn.Module, __: Any, output: Any) -> None:
+            spikes = output[0] if isinstance(output, tuple) else output
+            # The sum stays on its device: reading it in every step would stall an accelerator.
+            number = torch.count_nonzero(spikes)
+            self._spikes[name] = self._spikes[name] + number if name in self._spikes else number
+            self._chances[name] = self._chances.get(name, 0) + spikes.numel()
+
+        return count
+
+
+def labels_of(batch: object) -> Tensor:
+    """Return a batch's labels, class indices ``[N]`` on the CPU.
+
+    Parameters
+    ----------
+    batch : object
+        A pair of images and labels, or a dict with a key such as ``label`` or ``target``.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or they are no class indices.
+    """
+    labels: object = None
+    if isinstance(batch, Mapping):
+        labels = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+    elif isinstance(batch, list | tuple) and len(batch) > 1:
+        labels = batch[1]
+    if labels is None:
+        raise ValueError(
+            "a batch has no labels: give (images, labels) pairs, or dicts with one of the keys "
+            f"{', '.join(_LABEL_KEYS)}."
+        )
+    indices = torch.as_tensor(labels).cpu()
+    if indices.dim() == 2 and indices.shape[1] == 1:
+        indices = indices.squeeze(1)
+    if indices.dim() != 1 or indices.is_floating_point():
+        raise ValueError(f"labels must be class indices of shape [N], not {indices.dtype} of {list(indices.shape)}.")
+    return indices
+
+
+def _listed_steps(timesteps: int | Sequence[int] | None, available: int) -> list[int]:
+    if timesteps is None or isinstance(timesteps, int):
+        steps = list(range(1, (available if timesteps is None else timesteps) + 1))
+    else:
+        steps = sorted({int(step) for step in timesteps})
+    if not steps or steps[0] < 1 or steps[-1] > available:
+        raise ValueError(f"timesteps must be between 1 and the network's {available}, not {timesteps}.")
+    return steps
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    tensors = (tensor for group in (module.parameters(), module.buffers()) for tensor in group)
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+@contextmanager
+def _eval_mode(*networks: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for network in networks for module in network.modules()}
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,207 @@
+"""One command from a config to results: train or load a network, convert it, evaluate it.
+
+``python -m snn_lowlat.run +experiment=quickstart`` builds the objects that the config names and calls the package's
+functions with them. Everything is written into Hydra's output folder as soon as it is there: ``ann.pt``, ``snn.pt``,
+``results.csv``, ``results.json``, ``accuracy_vs_timesteps.png`` and ``config.yaml``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from lightning import LightningModule, Trainer, seed_everything
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch import nn
+
+from snn_lowlat.config import CONFIG_FOLDER, ConfigError, accepted_by, build, checked, config_errors, listed_steps, make
+from snn_lowlat.convert import convert
+from snn_lowlat.data import ImageDataModule
+from snn_lowlat.errors import SnnLowlatError
+from snn_lowlat.evaluation import Report, evaluate, plot_reports, table, whole_file, write_csv, write_json
+from snn_lowlat.models import InputNormalisation, load_weights
+from snn_lowlat.refinement import make_refinement
+from snn_lowlat.strategies import Strategy, make_strategy
+
+__all__ = ["main", "run"]
+
+logger = logging.getLogger("snn_lowlat.run")
+
+
+def run(config: DictConfig, folder: Path) -> float:
+    """Train or load a network, convert it with each strategy, evaluate, and write everything into a folder.
+
+    Parameters
+    ----------
+    config : DictConfig
+        Composed from ``conf/``; ``snn_lowlat.config.Config`` names its keys.
+    folder : Path
+        Where results go; made if it is missing.
+
+    Returns
+    -------
+    float
+        Accuracy on the test images after T steps with the main strategy, in ``[0, 1]``.
+
+    Raises
+    ------
+    ConfigError
+        If a key or value of the config does not exist or is not fit. Most are found before any work is done.
+    """
+    config = checked(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / "config.yaml") as temporary:
+        OmegaConf.save(config, temporary, resolve=True)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    seed_everything(config.seed, workers=True, verbose=False)
+    device = _device(config.device)
+    strategies = _strategies(config)
+    refinements = [make(make_refinement, entry, "refinements") for entry in config.refinements]
+
+    with _stage("reading data"):
+        data = _data(config)
+        data.setup()
+    network = _network(config, data)
+    ann = _with_normalisation(network, data) if config.input_coding == "poisson" else network
+    if config.model.get("weights") is None:
+        with _stage("training"):
+            _train(config, ann, data, folder)
+        with whole_file(folder / "ann.pt") as temporary:
+            torch.save({"state_dict": network.state_dict()}, temporary)
+    ann.eval().to(device)
+
+    model_name = config.model.get("name", type(network).__name__)
+    reports: list[Report] = []
+    for strategy in strategies:
+        with _stage(f"converting with {strategy.name}"):
+            snn = convert(
+                ann,
+                data.calibration_dataloader(config.calibration.images, config.calibration.batch_size),
+                strategy=strategy,
+                timesteps=config.timesteps,
+                backend=config.backend.name,
+                refinements=refinements,
+                encoder=config.input_coding,
+                seed=config.seed,
+                progress=config.calibration.progress,
+            )
+        file = folder / (f"snn_{len(reports) + 1}_{strategy.name}.pt" if reports else "snn.pt")
+        snn.save(file)
+        with _stage(f"evaluating {strategy.name}"):
+            report = evaluate(
+                snn,
+                data.test_dataloader(),
+                ann=ann,
+                timesteps=listed_steps(config),
+                progress=config.evaluation.progress,
+                device=device,
+            )
+        reports.append(replace(report, experiment=config.name, model=model_name, dataset=data.name))
+        write_csv(reports, folder / "results.csv")
+        write_json(reports, folder / "results.json")
+        snn.ann_accuracy = report.ann_accuracy
+        snn.save(file)
+    plot_reports(reports, folder / "accuracy_vs_timesteps.png")
+    Console().print(table(reports))
+    logger.info("Results are in %s", folder)
+    return reports[0].accuracy
+
+
+def _strategies(config: DictConfig) -> list[Strategy]:
+    strategies = [make(make_strategy, config.strategy, "strategy")]
+    # In a sweep over strategies the main one is sometimes the one to compare with.
+    others = [entry for entry in config.compare if entry != config.strategy.name]
+    return strategies + [make(make_strategy, entry, "compare") for entry in others]
+
+
+def _data(config: DictConfig) -> ImageDataModule:
+    # Poisson spikes code pixels in [0, 1]: the normalisation then belongs to the network.
+    known = {"normalise": False} if config.input_coding == "poisson" else {}
+    data = build(config.data, "data", **known)
+    if not isinstance(data, ImageDataModule):
+        raise ConfigError(f"data._target_ must be an ImageDataModule, not {type(data).__name__}.")
+    return data
+
+
+def _network(config: DictConfig, data: ImageDataModule) -> nn.Module:
+    channels, size, _ = data.input_shape
+    offered = {"num_classes": data.num_classes, "in_channels": channels, "image_size": size}
+    options = OmegaConf.masked_copy(config.model, [str(key) for key in config.model if key not in ("name", "weights")])
+    accepted = accepted_by(options, "model")
+    offered = {name: value for name, value in offered.items() if name in accepted and name not in options}
+    network = build(options, "model", **offered)
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"model._target_ must be a torch module, not {type(network).__name__}.")
+    if config.model.get("weights") is not None:
+        with config_errors("model.weights"):
+            load_weights(network, config.model.get("weights"))
+    return network
+
+
+def _with_normalisation(network: nn.Module, data: ImageDataModule) -> nn.Module:
+    if data.mean is None or data.std is None:
+        return network
+    return nn.Sequential(OrderedDict(normalisation=InputNormalisation(data.mean, data.std), network=network))
+
+
+def _train(config: DictConfig, network: nn.Module, data: ImageDataModule, folder: Path) -> None:
+    classifier = build(config.training, "training", model=network, num_classes=data.num_classes)
+    if not isinstance(classifier, LightningModule):
+        raise ConfigError(f"training._target_ must be a LightningModule, not {type(classifier).__name__}.")
+    trainer: Trainer = build(config.trainer, "trainer", default_root_dir=str(folder))
+    with warnings.catch_warnings():
+        # Advice on workers and logging intervals for large clusters.
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        # Lightning's own use of torch.
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        trainer.fit(classifier, datamodule=data)
+    metrics = {name: f"{float(value):.4f}" for name, value in trainer.callback_metrics.items()}
+    logger.info("Trained for %d epochs: %s", trainer.current_epoch, ", ".join(f"{k} {v}" for k, v in metrics.items()))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    with config_errors("device"):
+        return torch.device(name)
+
+
+@contextmanager
+def _stage(name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    logger.info("%s took %.1f s", name[0].upper() + name[1:], time.perf_counter() - start)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
+def main(config: DictConfig) -> float:
+    """Run what the command line asks for; return the main strategy's test accuracy after T steps, for sweepers.
+
+    Choose among many settings by validation accuracy, not by this one.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        return run(config, Path(HydraConfig.get().runtime.output_dir))
+    except ConfigError:
+        raise
+    except (SnnLowlatError, FileNotFoundError) as error:
+        # Hydra prints errors of this kind without a traceback; HYDRA_FULL_ERROR=1 shows it.
+        raise CompactHydraException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()
