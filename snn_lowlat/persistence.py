@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from snn_lowlat.adapters import get_backend
 from snn_lowlat.errors import FileFormatError
+from snn_lowlat.files import whole_file
 from snn_lowlat.graph import normalise
 from snn_lowlat.model import Provenance, SpikingModel, signature
 from snn_lowlat.plan import SitePlan
@@ -56,15 +55,8 @@ def save(snn: SpikingModel, path: str | PathLike[str]) -> None:
         "ann_accuracy": snn.ann_accuracy,
         "provenance": snn.provenance.as_dict(),
     }
-    path = Path(path)
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    try:
-        torch.save(contents, partial)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with whole_file(Path(path)) as temporary:
+        torch.save(contents, temporary)
 
 
 def load(path: str | PathLike[str], *, model: nn.Module, backend: str | None = None) -> SpikingModel:
@@ -91,7 +83,7 @@ def load(path: str | PathLike[str], *, model: nn.Module, backend: str | None = N
     FileFormatError
         If it is damaged, no such file, from a newer version of this package, or belongs to another network.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     contents = _read(path)
     try:
         provenance = Provenance(

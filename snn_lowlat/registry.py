@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from dataclasses import fields
+import dataclasses
+import warnings
+from abc import ABC
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from importlib import metadata
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
 
 from snn_lowlat.errors import unknown_name
 
-__all__ = ["Registry"]
+__all__ = ["Option", "Registered", "Registry"]
 
-_LOGGER = logging.getLogger(__name__)
+Option: TypeAlias = str | float | int | bool | Tensor | dict[str, Tensor] | None
+"""An option as it is saved: only types that ``torch.load(weights_only=True)`` reads."""
 
-T = TypeVar("T")
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Registered(ABC):  # noqa: B024 - kinds of registered classes add the abstract methods
+    """What can be made by name: a frozen dataclass whose fields are its options, checked in ``__post_init__``."""
+
+    name: ClassVar[str] = ""
+    """The registered name, set by the registry's decorator."""
+
+    def options(self) -> dict[str, Option]:
+        """Return the options as plain values, from which an equal object can be made by name."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self) if field.init}
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return _same(self.options(), other.options())
+
+    def __hash__(self) -> int:
+        return hash(type(self))
 
 
-class Registry(Generic[T]):
+AnyRegistered = TypeVar("AnyRegistered", bound=Registered)
+AnyClass = TypeVar("AnyClass", bound=type[Registered])
+
+
+class Registry(Generic[AnyRegistered]):
     """The classes of one kind, by name.
 
     Parameters
@@ -26,80 +53,114 @@ class Registry(Generic[T]):
     kind : str
         What they are, for messages: ``"strategy"``.
     base : type
-        The class they all derive from: a frozen dataclass with the options as fields and a class attribute ``name``.
+        The class they all derive from.
     group : str
-        The entry-point group in which other packages name theirs; it is read on the first look-up.
+        The entry-point group in which other packages name theirs, each a class or a module that registers it; it is
+        read on the first look-up.
     """
 
-    def __init__(self, kind: str, base: type[T], group: str) -> None:
+    def __init__(self, kind: str, base: type[AnyRegistered], group: str) -> None:
         self.kind = kind
         self.base = base
         self.group = group
-        self._classes: dict[str, type[T]] = {}
+        self._classes: dict[str, type[AnyRegistered]] = {}
         self._discovered = False
 
-    def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Return a class decorator that registers under ``name``; a taken name is refused with ``ValueError``."""
-
-        def decorate(cls: type[T]) -> type[T]:
-            if not (isinstance(cls, type) and issubclass(cls, self.base)):
-                raise TypeError(f"{self.kind} {name!r}: {cls!r} must be a class derived from {self.base.__name__}.")
-            known = self._classes.get(name)
-            if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise ValueError(
-                    f"the {self.kind} {name!r} is registered already, by {known.__module__}.{known.__qualname__}: "
-                    "choose another name."
-                )
-            cls.name = name  # type: ignore[attr-defined]
-            self._classes[name] = cls
-            return cls
-
-        return decorate
-
-    def names(self, pattern: str = "*") -> list[str]:
-        """Return the registered names that match a shell-style pattern, sorted."""
-        self._discover()
-        return sorted(name for name in self._classes if fnmatchcase(name, pattern))
-
-    def make(self, name: str | T, **options: Any) -> T:
-        """Return a configured object: made by name from options, or passed through when it is one already.
+    def register(self, name: str) -> Callable[[AnyClass], AnyClass]:
+        """Return a class decorator that makes a class known by a name; it goes above ``@dataclass``.
 
         Raises
         ------
         ValueError
-            If the name or an option does not exist, or options come with a configured object.
+            If another class has that name.
         TypeError
-            If ``name`` is neither a name nor such an object.
+            If the class does not derive from the base, or is no dataclass of its own.
         """
-        if isinstance(name, self.base):
-            if options:
-                raise ValueError(
-                    f"options ({', '.join(options)}) go with the name of a {self.kind}; this {type(name).__name__} is "
-                    "configured already."
-                )
-            return name
-        if not isinstance(name, str):
-            raise TypeError(f"a {self.kind} is given by name or as a {self.base.__name__} object, not {name!r}.")
-        self._discover()
-        if name not in self._classes:
-            raise unknown_name(self.kind, name, self._classes)
-        cls = self._classes[name]
-        known = {field.name for field in fields(cls) if field.init}  # type: ignore[arg-type]
-        for option in options:
-            if option not in known:
-                raise unknown_name(f"option of the {self.kind} {name!r}", option, known)
-        return cls(**options)
 
-    def _discover(self) -> None:
-        if self._discovered:
-            return
-        self._discovered = True
-        for entry in entry_points(group=self.group):
-            try:
-                loaded = entry.load()
-                if isinstance(loaded, type) and issubclass(loaded, self.base):
-                    self.register(entry.name)(loaded)
-            except Exception as error:
-                # Another package's fault must not take this one down.
-                package = entry.dist.name if entry.dist else "an unknown package"
-                _LOGGER.warning("%s %r of %s can't be loaded: %s", self.kind, entry.name, package, error)
+        def decorate(cls: AnyClass) -> AnyClass:
+            if not (isinstance(cls, type) and issubclass(cls, self.base)):
+                raise TypeError(f"{self.kind} {name!r} must be a subclass of {self.base.__name__}, not {cls!r}.")
+            if "__dataclass_fields__" not in cls.__dict__:
+                raise TypeError(
+                    f"{self.kind} {name!r}: put @dataclass(frozen=True, eq=False) between the registration and class."
+                )
+            known = self._classes.get(name)
+            if known is not None and known is not cls:
+                raise ValueError(
+                    f"a {self.kind} {name!r} is already registered: {known.__module__}.{known.__qualname__}."
+                )
+            cls.name = name
+            self._classes[name] = cls  # type: ignore[assignment]
+            return cls  # type: ignore[return-value]
+
+        return decorate
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """Return the registered names that match a pattern with the wildcards ``*``, ``?`` and ``[...]``, sorted."""
+        return sorted(name for name in self._known() if fnmatchcase(name, pattern))
+
+    def make(self, given: str | AnyRegistered, **options: Any) -> AnyRegistered:
+        """Return a configured object: made by name from options, or the given one with options replaced.
+
+        Raises
+        ------
+        ValueError
+            If there is no such name or option; the message names those there are.
+        TypeError
+            If ``given`` is neither a name nor such an object.
+        """
+        if isinstance(given, self.base):
+            self._check_options(type(given), given.name or type(given).__name__, options)
+            return dataclasses.replace(given, **options) if options else given
+        if not isinstance(given, str):
+            raise TypeError(
+                f"a {self.kind} is given by its name or as a {self.base.__name__} object, not as {given!r}."
+            )
+        known = self._known()
+        if given not in known:
+            raise unknown_name(self.kind, given, known)
+        self._check_options(known[given], given, options)
+        return known[given](**options)
+
+    def _check_options(self, cls: type[AnyRegistered], name: str, options: dict[str, Any]) -> None:
+        fields = [field.name for field in dataclasses.fields(cls) if field.init]
+        for option in options:
+            if option not in fields:
+                raise unknown_name(f"option of {self.kind} {name!r}:", option, fields)
+
+    def _known(self) -> dict[str, type[AnyRegistered]]:
+        if not self._discovered:
+            # Set first: a module that is imported here may itself look names up.
+            self._discovered = True
+            for entry_point in metadata.entry_points(group=self.group):
+                self._load(entry_point)
+        return self._classes
+
+    def _load(self, entry_point: metadata.EntryPoint) -> None:
+        try:
+            found = entry_point.load()
+            if isinstance(found, type) and found not in self._classes.values():
+                self.register(entry_point.name)(found)
+        except Exception as error:  # another package's fault must not stop the use of all others
+            distribution = getattr(entry_point, "dist", None)
+            owner = f"the distribution {distribution.name!r}" if distribution is not None else "an unknown distribution"
+            warnings.warn(
+                f"the {self.kind} {entry_point.name!r} of {owner} can't be loaded from {entry_point.value!r}: "
+                f"{type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+
+
+def _plain(value: object) -> Option:
+    if isinstance(value, Mapping):
+        return {str(key): torch.as_tensor(item).detach().cpu().clone() for key, item in value.items()}
+    return value  # type: ignore[return-value]
+
+
+def _same(first: object, second: object) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(_same(first[key], second[key]) for key in first)
+    return type(first) is type(second) and first == second

@@ -30,7 +30,8 @@ from snn_lowlat.config import CONFIG_FOLDER, ConfigError, accepted_by, build, ch
 from snn_lowlat.convert import convert
 from snn_lowlat.data import ImageDataModule
 from snn_lowlat.errors import SnnLowlatError
-from snn_lowlat.evaluation import Report, evaluate, plot_reports, table, whole_file, write_csv, write_json
+from snn_lowlat.evaluation import Report, evaluate, plot_reports, table, write_csv, write_json
+from snn_lowlat.files import whole_file
 from snn_lowlat.models import InputNormalisation, load_weights
 from snn_lowlat.refinement import make_refinement
 from snn_lowlat.strategies import Strategy, make_strategy

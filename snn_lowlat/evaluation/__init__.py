@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from snn_lowlat.evaluation.files import whole_file
 from snn_lowlat.evaluation.plots import plot_reports
 from snn_lowlat.evaluation.report import COLUMNS, Report, table, write_csv, write_json
 from snn_lowlat.evaluation.sweep import FiringRates, evaluate, labels_of
@@ -15,7 +14,6 @@ __all__ = [
     "labels_of",
     "plot_reports",
     "table",
-    "whole_file",
     "write_csv",
     "write_json",
 ]

@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from snn_lowlat.evaluation.files import whole_file
 from snn_lowlat.evaluation.report import Report, labels
+from snn_lowlat.files import whole_file
 
 __all__ = ["plot_reports"]
 

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from snn_lowlat.evaluation.files import whole_file
+from snn_lowlat.files import whole_file
 
 __all__ = ["COLUMNS", "Report", "table", "write_csv", "write_json"]
 

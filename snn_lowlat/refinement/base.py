@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
 from torch import fx
 
 from snn_lowlat.plan import SitePlan
+from snn_lowlat.registry import Registered
 
 __all__ = ["Refinement", "check_counts"]
 
 
-@dataclass(frozen=True)
-class Refinement(ABC):
+@dataclass(frozen=True, eq=False)
+class Refinement(Registered):
     """A correction that can follow any strategy; its options are its dataclass fields.
 
     It changes biases, thresholds or potentials, never the graph.
     """
-
-    name: ClassVar[str] = ""
 
     @abstractmethod
     def refine(
@@ -40,10 +38,6 @@ class Refinement(ABC):
         timesteps : int
             The window planned for, in steps.
         """
-
-    def options(self) -> dict[str, Any]:
-        """Return the options as plain values."""
-        return {option.name: getattr(self, option.name) for option in fields(self)}
 
 
 def check_counts(refinement: Refinement, *options: str) -> None:

@@ -22,7 +22,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @register_refinement("bias_correction")
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BiasCorrection(Refinement):
     r"""Correct each layer's bias so that its mean output over images, positions and steps is the original network's.
 

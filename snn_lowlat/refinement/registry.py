@@ -1,14 +1,14 @@
-"""The refinements there are, by name."""
+"""The refinements by name: this package's own and those that other packages bring."""
 
 from __future__ import annotations
 
 from snn_lowlat.refinement.base import Refinement
 from snn_lowlat.registry import Registry
 
-__all__ = ["make_refinement", "refinements", "register_refinement"]
+__all__ = ["REGISTRY", "make_refinement", "refinements", "register_refinement"]
 
-_REGISTRY: Registry[Refinement] = Registry("refinement", Refinement, "snn_lowlat.refinements")  # type: ignore[type-abstract]
+REGISTRY: Registry[Refinement] = Registry("refinement", Refinement, "snn_lowlat.refinements")  # type: ignore[type-abstract]
 
-register_refinement = _REGISTRY.register
-refinements = _REGISTRY.names
-make_refinement = _REGISTRY.make
+register_refinement = REGISTRY.register
+refinements = REGISTRY.names
+make_refinement = REGISTRY.make

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snn_lowlat.strategies.base import Option, Strategy
+from snn_lowlat.strategies.base import Strategy
 from snn_lowlat.strategies.optimized_potential import OptimizedPotential
 from snn_lowlat.strategies.registry import make_strategy, register_strategy, strategies
 from snn_lowlat.strategies.threshold_balancing import ThresholdBalancing
@@ -10,7 +10,6 @@ from snn_lowlat.strategies.thresholds import find_threshold
 
 __all__ = [
     "OptimizedPotential",
-    "Option",
     "Strategy",
     "ThresholdBalancing",
     "find_threshold",

@@ -28,12 +28,14 @@ class ThresholdBalancing(Strategy):
     Parameters
     ----------
     threshold : str
-        The rule: ``"max"``, ``"percentile"``, ``"ceiling"``, ``"mmse"`` or ``"auto"``; see
+        The rule: ``"max"``, ``"percentile"``, ``"ceiling"`` or ``"mmse"``; see
         :func:`snn_lowlat.strategies.find_threshold`.
     percentile : float
         The percentile, in percent, for the rule of that name.
     granularity : str
         ``"layer"`` or ``"channel"``.
+    threshold_scale : float
+        A factor on the thresholds; Han et al. use 0.7 to 0.9.
 
     Raises
     ------
@@ -44,9 +46,10 @@ class ThresholdBalancing(Strategy):
     threshold: str = "max"
     percentile: float = 99.9
     granularity: str = "layer"
+    threshold_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check_rule(self.threshold, self.percentile, self.granularity)
+        check_rule(self.threshold, self.percentile, self.granularity, self.threshold_scale)
 
     def plan(self, statistics: SiteStatistics, timesteps: int) -> SitePlan:
         """Plan one site's neurons.
@@ -64,6 +67,7 @@ class ThresholdBalancing(Strategy):
             timesteps,
             percentile=self.percentile,
             granularity=self.granularity,
+            scale=self.threshold_scale,
             fraction=torch.zeros(()),
         ).float()
         return SitePlan(threshold=threshold, initial_potential=torch.zeros(()), amplitude=threshold)

@@ -20,7 +20,7 @@ __all__ = [
     "find_threshold",
 ]
 
-RULES = ("auto", "ceiling", "max", "mmse", "percentile")
+RULES = ("ceiling", "max", "mmse", "percentile")
 """The names of the threshold rules."""
 
 GRANULARITIES = ("channel", "layer")
@@ -126,6 +126,7 @@ def find_threshold(
     *,
     percentile: float = 99.9,
     granularity: str = "channel",
+    scale: float = 1.0,
     fraction: Tensor | None = None,
 ) -> Tensor:
     r"""Choose the thresholds of one site.
@@ -143,8 +144,6 @@ def find_threshold(
     ``mmse``
         The threshold, up to the largest activation, whose :math:`T`-step staircase has the smallest expected squared
         error (after Li et al., ICML 2021, here with the initial potential taken into account).
-    ``auto``
-        ``ceiling`` where the site has one, ``mmse`` elsewhere.
 
     Three cautions apply to every rule but ``ceiling``. A dead channel (none of its values positive) gets the largest
     threshold of the layer's channels, so that it stays silent. A nearly dead channel (fewer than one value in 10,000
@@ -165,6 +164,8 @@ def find_threshold(
     granularity : str
         ``"channel"``: one threshold a channel; ``"layer"``: one for all channels, from their pooled values (and from
         the largest ceiling).
+    scale : float
+        A factor on whatever the rule chose.
     fraction : Tensor, optional
         The initial potential as a fraction of the threshold, of shape ``[]`` or ``[C]``, for ``mmse``; by default the
         best one is assumed for each threshold. For one threshold a layer, the mean over the channels is used.
@@ -181,16 +182,20 @@ def find_threshold(
     CalibrationError
         If no pre-activation of the site is positive, or a ceiling is not.
     """
-    check_rule(rule, percentile, granularity)
+    check_rule(rule, percentile, granularity, scale)
     check_timesteps(timesteps)
+    return scale * _unscaled(statistics, rule, timesteps, percentile, granularity, fraction)
+
+
+def _unscaled(
+    statistics: SiteStatistics, rule: str, timesteps: int, percentile: float, granularity: str, fraction: Tensor | None
+) -> Tensor:
     ceiling = _ceiling(statistics)
-    if rule == "auto":
-        rule = "mmse" if ceiling is None else "ceiling"
     if rule == "ceiling":
         if ceiling is None:
             raise ValueError(
                 f"site {statistics.name!r} has no trained ceiling: choose another threshold rule than 'ceiling' "
-                "('auto' uses ceilings only where they are)."
+                "('mmse' never goes above a ceiling where there is one)."
             )
         return ceiling.amax() if granularity == "layer" else ceiling
     histogram = statistics.histogram
@@ -249,13 +254,13 @@ def best_fraction(statistics: SiteStatistics, threshold: Tensor, timesteps: int)
     return best.reshape(threshold.shape)
 
 
-def check_rule(rule: str, percentile: float, granularity: str) -> None:
+def check_rule(rule: str, percentile: float, granularity: str, scale: float = 1.0) -> None:
     """Check the options that the threshold rules share.
 
     Raises
     ------
     ValueError
-        If there is no such rule or granularity, or the percentile is not in (0, 100].
+        If there is no such rule or granularity, the percentile is not in (0, 100], or the scale not positive.
     """
     if rule not in RULES:
         raise unknown_name("threshold rule", rule, RULES)
@@ -263,6 +268,8 @@ def check_rule(rule: str, percentile: float, granularity: str) -> None:
         raise unknown_name("granularity", granularity, GRANULARITIES)
     if isinstance(percentile, bool) or not isinstance(percentile, (int, float)) or not 0 < percentile <= 100:
         raise ValueError(f"percentile must be a number above 0 and up to 100, not {percentile!r}.")
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
+        raise ValueError(f"threshold_scale must be a positive number, not {scale!r}.")
 
 
 def check_timesteps(timesteps: int) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,6 @@ from snn_lowlat.data import CIFAR10, CIFAR100, MNIST, ArchivedImages, Digits, Im
 from snn_lowlat.data.augmentation import crop_and_flip
 from snn_lowlat.data.sampling import balanced_order, stratified_split
 from snn_lowlat.errors import FileFormatError
-
-DATA = Path(os.environ.get("SNN_LOWLAT_DATA", "~/.cache/snn_lowlat")).expanduser()
 
 
 def write_archive(folder: Path, name: str = "cifar10", train: int = 60, test: int = 20, classes: int = 10) -> None:
@@ -248,10 +246,8 @@ def test_cifar100_has_its_hundred_classes() -> None:
 
 @pytest.mark.data
 @pytest.mark.parametrize("data_module", [MNIST, CIFAR10, CIFAR100])
-def test_real_archives(data_module: type[ArchivedImages]) -> None:
-    data = data_module(DATA, download=False)
-    if not data.archive.is_file():
-        pytest.skip(f"there is no {data.archive}; SNN_LOWLAT_DATA names the folder")
+def test_real_archives(data_module: type[ArchivedImages], real_data: Callable[[str], Path]) -> None:
+    data = data_module(real_data(data_module(".").archive.name).parent, download=False)
     images, labels = next(iter(data.test_dataloader()))
     assert images.shape[1:] == data.input_shape
     assert abs(float(images.mean())) < 0.3

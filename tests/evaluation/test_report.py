@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from snn_lowlat.evaluation import COLUMNS, Report, plot_reports, table, whole_file, write_csv, write_json
+from snn_lowlat.evaluation import COLUMNS, Report, plot_reports, table, write_csv, write_json
+from snn_lowlat.files import whole_file
 
 
 @pytest.fixture

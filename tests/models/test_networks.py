@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,8 +8,6 @@ import torch
 
 from snn_lowlat.data import CIFAR10
 from snn_lowlat.models import InputNormalisation, ResNet20, SmallCNN, load_weights
-
-DATA = Path(os.environ.get("SNN_LOWLAT_DATA", "~/.cache/snn_lowlat")).expanduser()
 
 
 def test_resnet20_has_the_published_size_and_names() -> None:
@@ -55,12 +53,10 @@ def test_input_normalisation_is_the_data_modules_own() -> None:
 
 
 @pytest.mark.data
-def test_published_resnet20_reaches_its_accuracy() -> None:
-    weights = DATA / "weights" / "akamaster_resnet20-12fca82f.th"
-    data = CIFAR10(DATA, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), batch_size=250)
-    for file in (weights, data.archive):
-        if not file.is_file():
-            pytest.skip(f"there is no {file}; SNN_LOWLAT_DATA names the folder")
+def test_published_resnet20_reaches_its_accuracy(real_data: Callable[[str], Path]) -> None:
+    weights = real_data("weights/akamaster_resnet20-12fca82f.th")
+    folder = real_data("cifar10.npz").parent
+    data = CIFAR10(folder, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), batch_size=250)
     network = ResNet20().eval()
     load_weights(network, weights)
     with torch.inference_mode():

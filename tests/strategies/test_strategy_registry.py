@@ -31,13 +31,13 @@ class Unit(Strategy):
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(registry.REGISTRY, "_classes", dict(registry.REGISTRY._classes))
 
 
 @pytest.fixture
 def entry_points(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     found: list[object] = []
-    monkeypatch.setattr(registry, "_entry_points_loaded", False)
+    monkeypatch.setattr(registry.REGISTRY, "_discovered", False)
     monkeypatch.setattr(metadata, "entry_points", lambda group: found if group == "snn_lowlat.strategies" else [])
     return found
 
@@ -124,7 +124,7 @@ def test_broken_entry_points_warn(entry_points: list[object]) -> None:
     "strategy",
     [
         OptimizedPotential(),
-        OptimizedPotential("percentile", 99.0, "layer", "zero"),
+        OptimizedPotential("percentile", 99.0, "layer", 0.9, "zero"),
         OptimizedPotential(initial_potential=0.25),
         OptimizedPotential(initial_potential="calibrated"),
         OptimizedPotential(initial_potential={"layer1_relu": torch.tensor([0.1, 0.2, 0.3]), "b": torch.tensor(0.5)}),
@@ -156,8 +156,17 @@ def test_initial_potentials(statistics: SiteStatistics) -> None:
     calibrated = OptimizedPotential("max", granularity="layer", initial_potential="calibrated").plan(statistics, 4)
     assert calibrated.threshold.shape == calibrated.initial_potential.shape == ()
     ceiling = SiteStatistics("a", statistics.histogram, torch.tensor(1.5))
-    assert OptimizedPotential(initial_potential="calibrated").plan(ceiling, 4).initial_potential.shape == (3,)
-    assert float(OptimizedPotential().plan(ceiling, 4).threshold) == 1.5
+    assert OptimizedPotential("ceiling", initial_potential="calibrated").plan(ceiling, 4).initial_potential.shape == (
+        3,
+    )
+    assert float(OptimizedPotential("ceiling").plan(ceiling, 4).threshold) == 1.5
+
+
+def test_thresholds_are_scaled(statistics: SiteStatistics) -> None:
+    for cls in (OptimizedPotential, ThresholdBalancing):
+        plan, scaled = cls("max").plan(statistics, 4), cls("max", threshold_scale=0.5).plan(statistics, 4)
+        for value in ("threshold", "initial_potential", "amplitude"):
+            assert torch.equal(getattr(scaled, value), 0.5 * getattr(plan, value))
 
 
 def test_option_errors(statistics: SiteStatistics) -> None:
@@ -168,6 +177,8 @@ def test_option_errors(statistics: SiteStatistics) -> None:
             cls(percentile=0)
         with pytest.raises(ValueError, match="unknown granularity"):
             cls(granularity="pixel")
+        with pytest.raises(ValueError, match="threshold_scale must be"):
+            cls(threshold_scale=0)
     with pytest.raises(ValueError, match=r"unknown initial potential 'halve'. Did you mean 'half'"):
         OptimizedPotential(initial_potential="halve")
     for bad in (2.0, float("nan"), True, None):

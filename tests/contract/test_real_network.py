@@ -1,0 +1,61 @@
+"""The contract on a real network and real data, and the accuracies the README states."""
+
+import pytest
+import torch
+
+import snn_lowlat
+from snn_lowlat.data import CIFAR10
+from snn_lowlat.models import ResNet20, load_weights
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CHOSEN = {"threshold_scale": 0.85, "initial_potential": 0.3}
+
+
+@pytest.fixture
+def resnet(real_data):
+    model = ResNet20().eval()
+    load_weights(model, real_data("weights/akamaster_resnet20-12fca82f.th"))
+    return model
+
+
+@pytest.fixture
+def cifar10(real_data):
+    def make(images):
+        data = CIFAR10(
+            real_data("cifar10.npz").parent, mean=MEAN, std=STD, batch_size=100, augment=False, limit_test=images
+        )
+        data.setup()
+        return data
+
+    return make
+
+
+@pytest.mark.data
+def test_step_modes_saving_and_accuracy_on_some_images(resnet, cifar10, tmp_path):
+    data = cifar10(200)
+    calibration = data.calibration_dataloader(300, 100)
+    snn = snn_lowlat.convert(resnet, calibration, timesteps=8, refinements=["bias_correction"], **CHOSEN)
+    images, _ = next(iter(data.test_dataloader()))
+    steps = []
+    with torch.no_grad():
+        snn.reset()
+        for _ in range(8):
+            steps.append(snn.network(images[:20]))
+    curve = snn.readout(images[:20])
+    torch.testing.assert_close(torch.stack(steps).mean(0), curve[-1], rtol=1e-4, atol=1e-4)
+    snn.save(tmp_path / "snn.pt")
+    assert torch.equal(snn_lowlat.load(tmp_path / "snn.pt", model=ResNet20()).readout(images[:20]), curve)
+    report = snn_lowlat.evaluate(snn, data.test_dataloader(), ann=resnet)
+    assert report.accuracy > report.ann_accuracy - 0.15
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize(("timesteps", "least"), [(4, 0.60), (8, 0.78), (16, 0.88), (32, 0.905)])
+def test_accuracy_on_the_complete_test_set(timesteps, least, resnet, cifar10):
+    data = cifar10(None)
+    calibration = data.calibration_dataloader(1000, 100)
+    snn = snn_lowlat.convert(resnet, calibration, timesteps=timesteps, refinements=["bias_correction"], **CHOSEN)
+    report = snn_lowlat.evaluate(snn, data.test_dataloader(), timesteps=[timesteps])
+    assert report.images == 10_000
+    assert report.accuracy >= least

@@ -1,0 +1,102 @@
+import os
+
+import pytest
+import torch
+from torch import nn
+
+import snn_lowlat
+from snn_lowlat import FileFormatError
+
+
+def network(hidden=8, activation=nn.ReLU):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), activation(), nn.Linear(hidden, 3))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    images = torch.rand(16, 1, 8, 8)
+    snn_lowlat.convert(network(), images, timesteps=3, refinements=["bias_correction"]).save(tmp_path / "snn.pt")
+    return tmp_path / "snn.pt"
+
+
+def change(path, **values):
+    contents = torch.load(path, weights_only=True)
+    torch.save({key: value for key, value in (contents | values).items() if value is not None}, path)
+
+
+def test_the_file_holds_plain_values_only(saved):
+    contents = torch.load(saved, weights_only=True)
+    assert (contents["format"], contents["version"]) == ("snn_lowlat.SpikingModel", 1)
+    assert contents["provenance"]["strategy"] == "optimized_potential"
+    assert contents["provenance"]["refinements"] == [{"name": "bias_correction", "images": 512, "iterations": 4}]
+    assert torch.__version__.startswith(contents["provenance"]["versions"]["torch"])
+
+
+def test_the_weights_come_from_the_file(saved):
+    torch.manual_seed(1)
+    snn = snn_lowlat.load(saved, model=network())
+    assert torch.equal(snn.network.state_dict()["3.bias"], torch.load(saved, weights_only=True)["weights"]["3.bias"])
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        snn_lowlat.load(tmp_path / "none.pt", model=network())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_file(saved, share):
+    data = saved.read_bytes()
+    saved.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(FileFormatError, match="damaged"):
+        snn_lowlat.load(saved, model=network())
+
+
+def test_files_of_other_kinds(tmp_path):
+    (tmp_path / "text").write_text("hello")
+    torch.save({"state_dict": network().state_dict()}, tmp_path / "checkpoint")
+    torch.save(network(), tmp_path / "pickle")
+    for name, words in (("text", "damaged"), ("checkpoint", "no network saved by snn_lowlat"), ("pickle", "damaged")):
+        with pytest.raises(FileFormatError, match=words):
+            snn_lowlat.load(tmp_path / name, model=network())
+
+
+def test_a_newer_version(saved):
+    change(saved, version=2)
+    with pytest.raises(FileFormatError, match="install a newer snn_lowlat"):
+        snn_lowlat.load(saved, model=network())
+
+
+@pytest.mark.parametrize("key", ["plan", "provenance", "weights", "timesteps", "backend"])
+def test_a_missing_part(saved, key):
+    change(saved, **{key: None})
+    with pytest.raises(FileFormatError, match="incomplete"):
+        snn_lowlat.load(saved, model=network())
+
+
+def test_missing_weights(saved):
+    weights = torch.load(saved, weights_only=True)["weights"]
+    change(saved, weights={key: value for key, value in weights.items() if key != "3.bias"})
+    with pytest.raises(FileFormatError, match=r"3\.bias"):
+        snn_lowlat.load(saved, model=network())
+
+
+@pytest.mark.parametrize("other", [network(9), network(activation=nn.ReLU6)], ids=["wider", "with ceilings"])
+def test_another_network(saved, other):
+    with pytest.raises(FileFormatError, match="belongs to another network"):
+        snn_lowlat.load(saved, model=other)
+
+
+def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
+    snn = snn_lowlat.load(saved, model=network())
+    before = saved.read_bytes()
+
+    def fail(contents, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        snn.save(saved)
+    assert saved.read_bytes() == before
+    assert os.listdir(saved.parent) == ["snn.pt"]
