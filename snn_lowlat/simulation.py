@@ -16,7 +16,7 @@ from snn_lowlat.graph import Site, find_sites
 from snn_lowlat.neurons import NEURONS
 from snn_lowlat.plan import Plan, SitePlan
 
-__all__ = ["fire", "per_channel", "simulate"]
+__all__ = ["fire", "micro_batches", "per_channel", "simulate"]
 
 
 def fire(currents: Tensor, plan: SitePlan) -> Tensor:
@@ -91,7 +91,7 @@ class _Simulation(fx.Interpreter):
 
 
 def micro_batches(inputs: Tensor, timesteps: int, size: int | None = None) -> Iterator[Tensor]:
-    """Split a batch so that a micro-batch over all steps stays in the processor's cache.
+    """Split a batch so that a micro-batch over all steps stays in a processor's cache, or fits an accelerator's memory.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def micro_batches(inputs: Tensor, timesteps: int, size: int | None = None) -> It
     timesteps : int
         How many steps each image is simulated for.
     size : int, optional
-        Images in a micro-batch; by default about 64 divided by the number of steps.
+        Images in a micro-batch; by default 64 divided by the number of steps, or 4096 on an accelerator.
     """
-    size = size or max(1, 64 // timesteps)
+    size = size or max(1, (64 if inputs.device.type == "cpu" else 4096) // timesteps)
     yield from torch.split(inputs, size)
