@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, fx, nn
 
 from snn_lowlat.calibration.histogram import Histogram
 from snn_lowlat.calibration.statistics import SiteStatistics
 from snn_lowlat.errors import CalibrationError
 from snn_lowlat.graph import find_sites
+from snn_lowlat.progress import tracked
 
 __all__ = ["calibrate", "inputs_of"]
 
@@ -99,7 +98,8 @@ def calibrate(
     handles = [graph.get_submodule(name).register_forward_pre_hook(_observer(name, histograms)) for name in sites]
     try:
         graph.eval()
-        for batch in _with_progress(batches, limit, progress):
+        given = [batches] if isinstance(batches, Tensor) else batches
+        for batch in tracked(given, "calibrating", progress=progress, limit=limit):
             values = inputs_of(batch).to(target)
             if values.shape[0] == 0:
                 continue
@@ -157,19 +157,3 @@ def _device_of(graph: nn.Module) -> torch.device:
     for tensor in itertools.chain(graph.parameters(), graph.buffers()):
         return tensor.device
     return torch.device("cpu")
-
-
-def _with_progress(batches: Iterable[object], limit: int | None, progress: bool) -> Iterator[object]:
-    if isinstance(batches, Tensor):
-        batches = [batches]
-    try:
-        total: int | None = len(batches)  # type: ignore[arg-type]
-    except TypeError:
-        total = None
-    if limit is not None:
-        total = limit if total is None else min(total, limit)
-        batches = itertools.islice(batches, limit)
-    console = Console(stderr=True)
-    if progress and console.is_terminal:
-        batches = track(batches, description="calibrating", total=total, console=console, transient=True)
-    return iter(batches)

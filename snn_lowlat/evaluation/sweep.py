@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.evaluation.report import Report
 from snn_lowlat.model import SpikingModel, current_versions
+from snn_lowlat.progress import tracked
 
 __all__ = ["FiringRates", "evaluate", "labels_of"]
 
@@ -71,7 +71,7 @@ def evaluate(
     networks = [snn] if ann is None else [snn, ann]
     rates = FiringRates(snn.spiking_layers())
     with torch.inference_mode(), _eval_mode(*networks), rates:
-        for batch in track(loader, description="Evaluating", disable=not progress, transient=True):
+        for batch in tracked(loader, "evaluating", progress=progress):
             inputs, labels = inputs_of(batch).to(place), labels_of(batch)
             if len(inputs) != len(labels):
                 raise ValueError(f"a batch has {len(inputs)} images but {len(labels)} labels.")

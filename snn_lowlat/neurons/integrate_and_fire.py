@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["integrate_and_fire", "integrate_and_fire_step"]
+__all__ = ["integrate_and_fire", "integrate_and_fire_sequence", "integrate_and_fire_step"]
 
 
 def integrate_and_fire_step(
@@ -47,8 +47,43 @@ def integrate_and_fire_step(
     return spikes, charged - spikes * threshold
 
 
+@torch.no_grad()
+def integrate_and_fire_sequence(
+    currents: Tensor, potential: Tensor, threshold: Tensor, offset: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Several time steps of integrate-and-fire neurons; no gradients pass.
+
+    The steps of :func:`integrate_and_fire_step` with the same rounding, without a new tensor for each.
+
+    Parameters
+    ----------
+    currents : Tensor
+        Of shape ``[T, N, C, ...]``.
+    potential : Tensor
+        The membrane potential before the first step, of shape ``[N, C, ...]``; it is not changed.
+    threshold, offset : Tensor
+        Of shape ``[]`` or ``[C]``.
+
+    Returns
+    -------
+    spikes : Tensor
+        0 or 1 in the currents' type, of shape ``[T, N, C, ...]``.
+    potential : Tensor
+        The membrane potential after the last step.
+    """
+    spikes, potential = torch.empty_like(currents), potential.clone()
+    compared = torch.empty_like(potential)
+    threshold, offset = _per_channel(threshold, potential), _per_channel(offset, potential)
+    for current, fired in zip(currents, spikes, strict=True):
+        potential += current
+        torch.add(potential, offset, out=compared)
+        torch.ge(compared, threshold, out=fired)
+        potential.addcmul_(fired, threshold, value=-1)
+    return spikes, potential
+
+
 def integrate_and_fire(currents: Tensor, threshold: Tensor, initial_potential: Tensor) -> Tensor:
-    r"""The spikes of integrate-and-fire neurons for a sequence of currents.
+    r"""The spikes of integrate-and-fire neurons for a sequence of currents; no gradients pass.
 
     .. math::
 
@@ -72,12 +107,9 @@ def integrate_and_fire(currents: Tensor, threshold: Tensor, initial_potential: T
     Tensor
         The spikes, 0 or 1 in the currents' type, of shape ``[T, N, C, ...]``.
     """
-    spikes = torch.empty_like(currents)
-    potential = torch.zeros_like(currents[:1]).sum(0)
-    for step, current in enumerate(currents):
-        # The initial potential stays apart from the state so that rounding is the same as in SpikingJelly's neuron.
-        spikes[step], potential = integrate_and_fire_step(current, potential, threshold, initial_potential)
-    return spikes
+    rest = torch.zeros(currents.shape[1:], dtype=currents.dtype, device=currents.device)
+    # The initial potential stays apart from the state so that rounding is the same as in SpikingJelly's neuron.
+    return integrate_and_fire_sequence(currents, rest, threshold, initial_potential)[0]
 
 
 def _per_channel(parameter: Tensor, current: Tensor) -> Tensor:
