@@ -6,12 +6,14 @@ from snn_lowlat.strategies.base import Strategy
 from snn_lowlat.strategies.optimized_potential import OptimizedPotential
 from snn_lowlat.strategies.registry import make_strategy, register_strategy, strategies
 from snn_lowlat.strategies.threshold_balancing import ThresholdBalancing
+from snn_lowlat.strategies.threshold_strategy import ThresholdStrategy
 from snn_lowlat.strategies.thresholds import find_threshold
 
 __all__ = [
     "OptimizedPotential",
     "Strategy",
     "ThresholdBalancing",
+    "ThresholdStrategy",
     "find_threshold",
     "make_strategy",
     "register_strategy",

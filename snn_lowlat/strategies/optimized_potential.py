@@ -11,9 +11,9 @@ from torch import Tensor
 from snn_lowlat.calibration import SiteStatistics
 from snn_lowlat.errors import unknown_name
 from snn_lowlat.plan import SitePlan
-from snn_lowlat.strategies.base import Strategy
 from snn_lowlat.strategies.registry import register_strategy
-from snn_lowlat.strategies.thresholds import best_fraction, check_rule, find_threshold
+from snn_lowlat.strategies.threshold_strategy import ThresholdStrategy
+from snn_lowlat.strategies.thresholds import best_fraction
 
 __all__ = ["OptimizedPotential"]
 
@@ -22,7 +22,7 @@ _NAMED = {"half": 0.5, "zero": 0.0}
 
 @register_strategy("optimized_potential")
 @dataclass(frozen=True, eq=False)
-class OptimizedPotential(Strategy):
+class OptimizedPotential(ThresholdStrategy):
     r"""Neurons that start with a membrane potential, by default of half the threshold.
 
     Bu, Ding, Yu & Huang, "Optimized potential initialization for low-latency spiking neural networks" (AAAI 2022, arXiv
@@ -31,18 +31,11 @@ class OptimizedPotential(Strategy):
     makes the expected squared error smallest: :math:`\theta^2 / (12 T^2)`, a quarter of that for :math:`v_0 = 0`. A
     spike is worth the threshold.
 
+    The paper takes the trained ceilings for thresholds: ``threshold="ceiling"``. The other options are those of
+    :class:`~snn_lowlat.strategies.ThresholdStrategy`.
+
     Parameters
     ----------
-    threshold : str
-        The rule: ``"mmse"``, ``"max"``, ``"percentile"`` or ``"ceiling"`` (the paper's, for networks with trained
-        ceilings); see :func:`snn_lowlat.strategies.find_threshold`.
-    percentile : float
-        The percentile, in percent, for the rule of that name.
-    granularity : str
-        ``"channel"`` or ``"layer"``.
-    threshold_scale : float
-        A factor on the thresholds. In deep networks currents arrive unevenly, and a threshold somewhat below the one
-        that suits constant currents (0.8 to 0.9) costs a little clipping and saves much of that error.
     initial_potential : str, float or mapping of str to Tensor
         ``"half"`` or ``"zero"`` of the threshold; a fraction of it, from -1 to 1; fractions for each site by its name,
         of shape ``[]`` or ``[C]``; or ``"calibrated"``: the one in :math:`[0, \theta)` with the smallest expected
@@ -54,14 +47,10 @@ class OptimizedPotential(Strategy):
         If an option has no meaning.
     """
 
-    threshold: str = "mmse"
-    percentile: float = 99.9
-    granularity: str = "channel"
-    threshold_scale: float = 1.0
     initial_potential: str | float | Mapping[str, Tensor] = field(default="half")
 
     def __post_init__(self) -> None:
-        check_rule(self.threshold, self.percentile, self.granularity, self.threshold_scale)
+        super().__post_init__()
         given = self.initial_potential
         if isinstance(given, str):
             if given not in (*_NAMED, "calibrated"):
@@ -92,15 +81,7 @@ class OptimizedPotential(Strategy):
             If the site is dead.
         """
         fraction = self._fraction(statistics)
-        threshold = find_threshold(
-            statistics,
-            self.threshold,
-            timesteps,
-            percentile=self.percentile,
-            granularity=self.granularity,
-            scale=self.threshold_scale,
-            fraction=fraction,
-        )
+        threshold = self.thresholds(statistics, timesteps, fraction)
         if fraction is None:
             if self.granularity == "channel":
                 threshold = threshold.expand(statistics.histogram.channels)

@@ -8,16 +8,15 @@ import torch
 
 from snn_lowlat.calibration import SiteStatistics
 from snn_lowlat.plan import SitePlan
-from snn_lowlat.strategies.base import Strategy
 from snn_lowlat.strategies.registry import register_strategy
-from snn_lowlat.strategies.thresholds import check_rule, find_threshold
+from snn_lowlat.strategies.threshold_strategy import ThresholdStrategy
 
 __all__ = ["ThresholdBalancing"]
 
 
 @register_strategy("threshold_balancing")
 @dataclass(frozen=True, eq=False)
-class ThresholdBalancing(Strategy):
+class ThresholdBalancing(ThresholdStrategy):
     r"""Thresholds that match the activations, with neurons that start at rest: :math:`v_0 = 0`.
 
     Diehl et al., "Fast-classifying, high-accuracy spiking deep networks through weight and threshold balancing" (IJCNN
@@ -25,31 +24,12 @@ class ThresholdBalancing(Strategy):
     spike is worth the threshold. The average output never exceeds the activation, and lies half a step of :math:`\theta
     / T` below it on average, which is why this baseline needs many time steps.
 
-    Parameters
-    ----------
-    threshold : str
-        The rule: ``"max"``, ``"percentile"``, ``"ceiling"`` or ``"mmse"``; see
-        :func:`snn_lowlat.strategies.find_threshold`.
-    percentile : float
-        The percentile, in percent, for the rule of that name.
-    granularity : str
-        ``"layer"`` or ``"channel"``.
-    threshold_scale : float
-        A factor on the thresholds; Han et al. use 0.7 to 0.9.
-
-    Raises
-    ------
-    ValueError
-        If an option has no meaning.
+    The options are those of :class:`~snn_lowlat.strategies.ThresholdStrategy`, with the largest activation of the layer
+    for the threshold unless they say otherwise.
     """
 
     threshold: str = "max"
-    percentile: float = 99.9
     granularity: str = "layer"
-    threshold_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_rule(self.threshold, self.percentile, self.granularity, self.threshold_scale)
 
     def plan(self, statistics: SiteStatistics, timesteps: int) -> SitePlan:
         """Plan one site's neurons.
@@ -61,13 +41,5 @@ class ThresholdBalancing(Strategy):
         timesteps : int
             The length of the simulation in steps, at least 1.
         """
-        threshold = find_threshold(
-            statistics,
-            self.threshold,
-            timesteps,
-            percentile=self.percentile,
-            granularity=self.granularity,
-            scale=self.threshold_scale,
-            fraction=torch.zeros(()),
-        ).float()
+        threshold = self.thresholds(statistics, timesteps, fraction=torch.zeros(())).float()
         return SitePlan(threshold=threshold, initial_potential=torch.zeros(()), amplitude=threshold)
