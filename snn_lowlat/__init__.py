@@ -1,4 +1,4 @@
-"""Turn a trained ReLU network into a spiking network of a few time steps, in SpikingJelly and snnTorch."""
+"""Turn a trained ReLU network into a spiking network of a few time steps, inside SpikingJelly."""
 
 from snn_lowlat.convert import convert
 from snn_lowlat.errors import CalibrationError, ConversionError, FileFormatError, SnnLowlatError

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torchvision
 
-from snn_lowlat import check_convertible
+from snn_lowlat import check_convertible, convert
+from snn_lowlat.evaluation import FiringRates
 from snn_lowlat.graph import normalise
 
 CONVERTIBLE = {
@@ -31,11 +32,17 @@ def network(name):
 
 
 @pytest.mark.parametrize("name", CONVERTIBLE)
-def test_relu_networks_convert(name):
+def test_relu_networks_convert_and_run(name):
     model, images = network(name)
-    report = check_convertible(model, images)
-    assert report.convertible, str(report)
-    assert len(report.sites) == CONVERTIBLE[name]
+    snn = convert(model.eval(), images, timesteps=2)
+    assert len(snn.plan) == len(snn.spiking_layers()) == CONVERTIBLE[name]
+    with FiringRates(snn.spiking_layers()) as rates:
+        curve = snn.readout(images)
+    assert curve.shape == (2, 2, 10)
+    assert curve.isfinite().all()
+    # Every neuron answers in every step, and most layers spike (with random weights, not all of them do).
+    assert rates.compute().keys() == snn.plan.keys()
+    assert sum(rate > 0 for rate in rates.compute().values()) > 0.8 * len(snn.plan)
 
 
 @pytest.mark.parametrize("name", REFUSED)
