@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -85,25 +87,35 @@ def load(path: str | PathLike[str], *, model: nn.Module, backend: str | None = N
     """
     path = Path(path).expanduser()
     contents = _read(path)
-    try:
+    with _format_errors(path):
         provenance = Provenance(
             **contents["provenance"] | {"input_shape": tuple(contents["provenance"]["input_shape"])}
         )
         plan = {name: SitePlan(**values) for name, values in contents["plan"].items()}
-        graph = normalise(model, torch.zeros(2, *provenance.input_shape))
-        _fill(graph, contents["weights"], provenance, path)
         name = backend or contents["backend"]
+        host = get_backend(name)
+    graph = normalise(model, torch.zeros(2, *provenance.input_shape))
+    with _format_errors(path):
+        _fill(graph, contents["weights"], provenance, path)
         snn = SpikingModel(
-            get_backend(name).build(graph, plan),
+            host.build(graph, plan),
             plan,
             backend=name,
             provenance=provenance,
             **{key: contents[key] for key in ("timesteps", "encoder", "seed", "depth")},
         )
         snn.ann_accuracy = contents["ann_accuracy"]
-    except (KeyError, TypeError) as error:
-        raise FileFormatError(f"{path} is incomplete or was changed ({error}): save the network again.") from error
     return snn
+
+
+@contextmanager
+def _format_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileFormatError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{path} is incomplete or was changed ({error}): save the network again.") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -74,6 +74,27 @@ def test_a_missing_part(saved, key):
         snn_lowlat.load(saved, model=network())
 
 
+TAMPERED = {
+    "a negative threshold": ("plan", "2", {"threshold": -torch.ones(())}),
+    "a site too few": ("plan", "2", None),
+    "weights of another shape": ("weights", "3.bias", torch.zeros(4)),
+    "another neuron": ("plan", "2", {"neuron": "unheard_of"}),
+}
+
+
+@pytest.mark.parametrize("change_made", TAMPERED)
+def test_a_tampered_file(saved, change_made):
+    part, key, value = TAMPERED[change_made]
+    contents = torch.load(saved, weights_only=True)
+    if value is None:
+        del contents[part][key]
+    else:
+        contents[part][key] = contents[part][key] | value if isinstance(value, dict) else value
+    torch.save(contents, saved)
+    with pytest.raises(FileFormatError, match="was changed"):
+        snn_lowlat.load(saved, model=network())
+
+
 def test_missing_weights(saved):
     weights = torch.load(saved, weights_only=True)["weights"]
     change(saved, weights={key: value for key, value in weights.items() if key != "3.bias"})

@@ -38,8 +38,8 @@ class ConvertibilityReport:
 
     def __str__(self) -> str:
         if self.convertible:
-            return f"convertible: {len(self.sites)} layers of neurons ({', '.join(self.sites)})"
-        return f"not convertible, {len(self.obstacles)} obstacles:" + "".join(f"\n  - {o}" for o in self.obstacles)
+            return f"convertible, layers of neurons ({len(self.sites)}): {', '.join(self.sites)}"
+        return f"not convertible, obstacles ({len(self.obstacles)}):" + "".join(f"\n  - {o}" for o in self.obstacles)
 
 
 def check_convertible(model: nn.Module, example_input: Tensor) -> ConvertibilityReport:

@@ -332,7 +332,7 @@ def test_the_report_of_a_convertible_network(images):
     report = check_convertible(net(nn.ReLU()), images)
     assert report.convertible
     assert report.sites == ("1",)
-    assert str(report) == "convertible: 1 layers of neurons (1)"
+    assert str(report) == "convertible, layers of neurons (1): 1"
 
 
 def test_the_users_network_is_not_changed(images):
