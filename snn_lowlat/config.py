@@ -7,13 +7,15 @@ any work is done. Objects are built from ``_target_`` and its arguments, or from
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional
 
 import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import CompactHydraException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -32,6 +34,7 @@ __all__ = [
     "config_errors",
     "listed_steps",
     "make",
+    "unknown_key",
 ]
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -167,6 +170,30 @@ def checked(config: DictConfig) -> DictConfig:
     with config_errors("input_coding"):
         make_encoder(config.input_coding)
     return config
+
+
+def unknown_key(overrides: Sequence[str]) -> str | None:
+    """Say which keys there are in the place of the first override whose key does not exist; None if all exist.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        The command line's, such as ``["+experiment=quickstart", "timestep=4"]``.
+    """
+    keys = [override.partition("=")[0] for override in overrides if override[:1] not in ("+", "~", "-", "")]
+    groups = [o for o in overrides if (CONFIG_FOLDER / o.partition("=")[0].lstrip("+")).is_dir()]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            config = compose("config", overrides=groups)
+    except CompactHydraException:
+        return None
+    for key in keys:
+        parent, _, name = key.rpartition(".")
+        place = OmegaConf.select(config, parent, throw_on_missing=False) if parent else config
+        if isinstance(place, DictConfig) and name not in place and not key.startswith("hydra"):
+            return str(unknown_name(f"config key {parent + ':' if parent else ''}".rstrip(), name, map(str, place)))
+    return None
 
 
 def listed_steps(config: DictConfig) -> list[int] | None:

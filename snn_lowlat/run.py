@@ -8,6 +8,7 @@ functions with them. Everything is written into Hydra's output folder as soon as
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import warnings
 from collections import OrderedDict
@@ -26,7 +27,17 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
-from snn_lowlat.config import CONFIG_FOLDER, ConfigError, accepted_by, build, checked, config_errors, listed_steps, make
+from snn_lowlat.config import (
+    CONFIG_FOLDER,
+    ConfigError,
+    accepted_by,
+    build,
+    checked,
+    config_errors,
+    listed_steps,
+    make,
+    unknown_key,
+)
 from snn_lowlat.convert import convert
 from snn_lowlat.data import ImageDataModule
 from snn_lowlat.errors import SnnLowlatError
@@ -36,7 +47,7 @@ from snn_lowlat.models import InputNormalisation, load_weights
 from snn_lowlat.refinement import make_refinement
 from snn_lowlat.strategies import Strategy, make_strategy
 
-__all__ = ["main", "run"]
+__all__ = ["command_line", "main", "run"]
 
 logger = logging.getLogger("snn_lowlat.run")
 
@@ -204,5 +215,16 @@ def main(config: DictConfig) -> float:
         raise CompactHydraException(str(error)) from error
 
 
+def command_line() -> None:
+    """Run :func:`main`; where Hydra refuses a key that does not exist, add which keys there are."""
+    try:
+        main()
+    except SystemExit:
+        hint = unknown_key(sys.argv[1:])
+        if hint is not None:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(hint)
+        raise
+
+
 if __name__ == "__main__":
-    main()
+    command_line()

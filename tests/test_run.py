@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from snn_lowlat import load, strategies
-from snn_lowlat.config import CONFIG_FOLDER, ConfigError, checked
+from snn_lowlat.config import CONFIG_FOLDER, ConfigError, checked, unknown_key
 from snn_lowlat.evaluation import COLUMNS
 from snn_lowlat.models import SmallCNN, load_weights
 from snn_lowlat.run import run
@@ -40,7 +40,7 @@ def composed(*overrides: str) -> DictConfig:
 
 def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     package = str(Path(__file__).resolve().parents[1])
-    code = f"import sys; sys.path.insert(0, {package!r}); from snn_lowlat.run import main; main()"
+    code = f"import sys; sys.path.insert(0, {package!r}); from snn_lowlat.run import command_line; command_line()"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True, timeout=300
     )
@@ -207,3 +207,11 @@ def test_threads_are_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ConfigError):
         run(composed("threads=3", "compare=[nothing]"), tmp_path)
     assert asked == [3]
+
+
+def test_keys_that_do_not_exist_are_answered_with_those_that_do() -> None:
+    assert unknown_key(["+experiment=quickstart", "timesteps=2", "strategy.percentile=99", "+new=1", "-m"]) is None
+    assert "Did you mean 'timesteps'? There are: backend, calibration" in str(unknown_key(["timestep=2"]))
+    answer = unknown_key(["strategy=threshold_balancing", "strategy.initial_potential=half"])
+    assert "'initial_potential'. There are: granularity, name" in str(answer)
+    assert unknown_key(["strategy=nothing"]) is None
