@@ -34,7 +34,11 @@ STOCK = {
     "SpikingJelly RateCoding, 99.9 %, channel-wise, half threshold": lambda loader: RateCodingRecipe(
         loader, mode="99.9%", channel_wise=True, half_threshold=True
     ),
-    "SpikingJelly LocalThresholdBalancing": lambda loader: LocalThresholdBalancingRecipe(loader),
+    "SpikingJelly RateCoding, 99 %, channel-wise, half threshold": lambda loader: RateCodingRecipe(
+        loader, mode="99%", channel_wise=True, half_threshold=True
+    ),
+    # Its thresholds grow a little with each batch: its authors use 1,000 batches and more.
+    "SpikingJelly LocalThresholdBalancing": lambda loader: LocalThresholdBalancingRecipe(list(loader) * 100),
 }
 OURS = {
     "threshold_balancing": ("threshold_balancing", (), {}),
