@@ -66,9 +66,7 @@ def try_normalise(model: nn.Module, example_input: Tensor) -> tuple[fx.GraphModu
     model = copy.deepcopy(model).eval()
     tracer = ValueTracer(example_input, leaves=(CeilingReLU,))
     try:
-        traced = tracer.trace(copy.deepcopy(model), concrete_args=_defaults(model))
-    except ConversionError:
-        raise
+        traced = tracer.trace(model, concrete_args=_defaults(model))
     except Exception as error:
         return None, [_trace_obstacle(error)]
     graph, obstacles = Builder(tracer.root, traced).build()
