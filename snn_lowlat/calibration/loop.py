@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from snn_lowlat.calibration.histogram import Histogram
 from snn_lowlat.calibration.statistics import SiteStatistics
+from snn_lowlat.devices import device_of
 from snn_lowlat.errors import CalibrationError
 from snn_lowlat.graph import find_sites
 from snn_lowlat.progress import tracked
@@ -93,7 +93,7 @@ def calibrate(
         raise ValueError(f"limit must be at least one batch, not {limit}.")
     sites = find_sites(graph)
     histograms: dict[str, Histogram] = {}
-    target = torch.device(device) if device is not None else _device_of(graph)
+    target = torch.device(device) if device is not None else device_of(graph)
     training = {module: module.training for module in graph.modules()}
     handles = [graph.get_submodule(name).register_forward_pre_hook(_observer(name, histograms)) for name in sites]
     try:
@@ -151,9 +151,3 @@ def _statistics(name: str, histogram: Histogram | None, ceiling: Tensor | None) 
             "that the calibration data are normalised as in training."
         )
     return SiteStatistics(name, histogram.to("cpu"), None if ceiling is None else ceiling.detach().cpu())
-
-
-def _device_of(graph: nn.Module) -> torch.device:
-    for tensor in itertools.chain(graph.parameters(), graph.buffers()):
-        return tensor.device
-    return torch.device("cpu")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lowlat.calibration import inputs_of
+from snn_lowlat.devices import device_of
 from snn_lowlat.evaluation.report import Report
 from snn_lowlat.model import SpikingModel, current_versions
 from snn_lowlat.progress import tracked
@@ -63,7 +64,7 @@ def evaluate(
         snn.to(device)
         if ann is not None:
             ann.to(device)
-    place = torch.device(device) if device is not None else _device_of(snn)
+    place = torch.device(device) if device is not None else device_of(snn)
     rows = torch.tensor(steps) - 1
     correct = torch.zeros(len(steps), dtype=torch.int64)
     ann_correct = 0
@@ -180,11 +181,6 @@ def _listed_steps(timesteps: int | Sequence[int] | None, available: int) -> list
     if not steps or steps[0] < 1 or steps[-1] > available:
         raise ValueError(f"timesteps must be between 1 and the network's {available}, not {timesteps}.")
     return steps
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    tensors = (tensor for group in (module.parameters(), module.buffers()) for tensor in group)
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 @contextmanager

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph import operations
 from snn_lowlat.graph.obstacles import Obstacle, conversion_error
@@ -168,7 +169,7 @@ class Builder:
 
     def ceiling(self, site: fx.Node, ceiling: float | Tensor) -> fx.Node:
         """Clip a site's output at a ceiling: one number, or one a channel."""
-        value = torch.as_tensor(ceiling, dtype=torch.get_default_dtype(), device=_device(self._root)).detach().clone()
+        value = torch.as_tensor(ceiling, dtype=torch.get_default_dtype(), device=device_of(self._root)).detach().clone()
         channels, rank = self._shapes[site][1], len(self._shapes[site])
         if value.numel() not in (1, channels) or not bool((value > 0).all()):
             raise operations.Unsupported(
@@ -285,16 +286,11 @@ def _contains_node(values: Any) -> bool:
     return any(found)
 
 
-def _device(model: nn.Module) -> torch.device:
-    tensors = [*model.parameters(), *model.buffers()]
-    return tensors[0].device if tensors else torch.device("cpu")
-
-
 def _small_batch(model: nn.Module, example_input: Tensor) -> Tensor:
     if not isinstance(example_input, Tensor) or example_input.dim() < 2 or not len(example_input):
         shape = tuple(getattr(example_input, "shape", ())) or type(example_input).__name__
         raise ConversionError(f"the example input must be a batch, a tensor of shape [N, ...], not {shape}.")
-    return example_input[:2].detach().to(_device(model)).repeat(2, *[1] * (example_input.dim() - 1))[:2]
+    return example_input[:2].detach().to(device_of(model)).repeat(2, *[1] * (example_input.dim() - 1))[:2]
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
