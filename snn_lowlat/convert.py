@@ -15,7 +15,7 @@ from snn_lowlat.adapters import get_backend
 from snn_lowlat.calibration import SiteStatistics, calibrate, inputs_of
 from snn_lowlat.encoding import make_encoder
 from snn_lowlat.errors import CalibrationError, ConversionError
-from snn_lowlat.graph import depth, find_sites, normalise
+from snn_lowlat.graph import depth, describe, find_sites, normalise
 from snn_lowlat.model import Provenance, SpikingModel
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.refinement import Refinement, make_refinement
@@ -88,17 +88,17 @@ def convert(
     graph = conversion.normalise(model)
     conversion.calibrate(graph)
     graph, plan = conversion.plan(graph)
-    provenance = Provenance.of(
-        graph, conversion.strategy, conversion.refinements, input_shape=tuple(conversion.example.shape[1:])
-    )
+    input_shape = tuple(conversion.example.shape[1:])
+    provenance = Provenance.of(graph, conversion.strategy, conversion.refinements, input_shape=input_shape)
     return SpikingModel(
-        host.build(graph, plan),
+        host.build(graph, plan, input_shape),
         plan,
         timesteps=timesteps,
         backend=backend,
         encoder=encoder,
         seed=seed,
         depth=depth(graph),
+        structure=describe(graph),
         provenance=provenance,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from snn_lowlat.adapters import get_backend
 from snn_lowlat.encoding import make_encoder
+from snn_lowlat.graph import describe, rebuild
 from snn_lowlat.neurons import NEURONS
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.refinement import Refinement
@@ -83,6 +85,8 @@ class SpikingModel(nn.Module):
         Seed of the encoder's random numbers.
     depth : int
         The number of spiking layers on the longest way through the network.
+    structure : dict
+        What the network computes between its neurons, as :func:`snn_lowlat.graph.describe` puts it.
     provenance : Provenance
         How it was made.
 
@@ -91,7 +95,7 @@ class SpikingModel(nn.Module):
     network : Module
         The host's module, to use in the host's own idiom.
     plan : dict of str to SitePlan
-        The plan, by site.
+        The plan it was built from, by site.
     ann_accuracy : float or None
         The accuracy of the network it came from, where known, in [0, 1].
     micro_batch : int or None
@@ -108,6 +112,7 @@ class SpikingModel(nn.Module):
         encoder: str,
         seed: int,
         depth: int,
+        structure: dict[str, Any],
         provenance: Provenance,
     ) -> None:
         super().__init__()
@@ -118,6 +123,7 @@ class SpikingModel(nn.Module):
         self.encoder = encoder
         self.seed = seed
         self.depth = depth
+        self.structure = structure
         self.provenance = provenance
         self.ann_accuracy: float | None = None
         self.micro_batch: int | None = None
@@ -204,6 +210,37 @@ class SpikingModel(nn.Module):
     def spiking_layers(self) -> dict[str, nn.Module]:
         """Return the host's neuron modules by the names of their sites; their outputs are the spikes."""
         return get_backend(self.backend).spiking_layers(self.network)
+
+    def normal_form(self) -> tuple[fx.GraphModule, dict[str, SitePlan]]:
+        """Return the network free of its host: layers with the weights, and a plan with the values, that it has now.
+
+        Returns
+        -------
+        graph : GraphModule
+            The network in normal form, with copies of the weights; an ``nn.ReLU`` stands in each site.
+        plan : dict of str to SitePlan
+            What each site is. It differs from :attr:`plan` where the host's neurons have been trained.
+        """
+        host = get_backend(self.backend)
+        plan = host.current_plan(self.network, self.plan)
+        return rebuild(self.structure, host.weights(self.network)), plan
+
+    def rebuilt(self, graph: fx.GraphModule, plan: Mapping[str, SitePlan]) -> SpikingModel:
+        """Return this model with other weights and plans, in the same host, as after fine-tuning its normal form.
+
+        Parameters
+        ----------
+        graph : GraphModule
+            A network in normal form with the sites of this one.
+        plan : mapping of str to SitePlan
+            What each site becomes.
+        """
+        other = copy.copy(self)
+        other._modules = {}
+        other.network = get_backend(self.backend).build(graph, plan, self.provenance.input_shape)
+        other.plan = dict(plan)
+        other.structure = describe(graph)
+        return other
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write weights, plan and provenance to one file, which appears whole or not at all.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,18 +16,18 @@ from torch import Tensor, fx, nn
 from snn_lowlat.adapters import get_backend
 from snn_lowlat.errors import FileFormatError
 from snn_lowlat.files import whole_file
-from snn_lowlat.graph import normalise
+from snn_lowlat.graph import describe, fill, normalise, rebuild
 from snn_lowlat.model import Provenance, SpikingModel, signature
 from snn_lowlat.plan import SitePlan
 
 __all__ = ["load", "save"]
 
 _FORMAT = "snn_lowlat.SpikingModel"
-_VERSION = 1
+_VERSION = 2
 
 
 def save(snn: SpikingModel, path: str | PathLike[str]) -> None:
-    """Write a converted network to a file, which appears whole or not at all.
+    """Write a converted network, as it is now, to a file, which appears whole or not at all.
 
     Parameters
     ----------
@@ -35,10 +36,12 @@ def save(snn: SpikingModel, path: str | PathLike[str]) -> None:
     path : path
         The file to write.
     """
+    graph, plan = snn.normal_form()
     contents = {
         "format": _FORMAT,
         "version": _VERSION,
-        "weights": {k: v.detach().cpu() for k, v in get_backend(snn.backend).weights(snn.network).items()},
+        "structure": snn.structure,
+        "weights": {name: value.cpu() for name, value in graph.state_dict().items()},
         "plan": {
             name: {
                 "threshold": site.threshold,
@@ -47,7 +50,7 @@ def save(snn: SpikingModel, path: str | PathLike[str]) -> None:
                 "neuron": site.neuron,
                 "parameters": dict(site.parameters),
             }
-            for name, site in snn.plan.items()
+            for name, site in plan.items()
         },
         "timesteps": snn.timesteps,
         "backend": snn.backend,
@@ -57,19 +60,25 @@ def save(snn: SpikingModel, path: str | PathLike[str]) -> None:
         "ann_accuracy": snn.ann_accuracy,
         "provenance": snn.provenance.as_dict(),
     }
+    contents["digest"] = _digest(contents)
     with whole_file(Path(path)) as temporary:
         torch.save(contents, temporary)
 
 
-def load(path: str | PathLike[str], *, model: nn.Module, backend: str | None = None) -> SpikingModel:
-    """Rebuild a converted network from its file and the network it was made from.
+def load(path: str | PathLike[str], *, model: nn.Module | None = None, backend: str | None = None) -> SpikingModel:
+    """Rebuild a converted network from its file; no code in the file is run, and none of the network's is needed.
+
+    The file describes the network in the terms of torch's own layers. An exported program of ``torch.export`` would do
+    so too, but ``torch.export.load`` unpickles parts of it without restrictions (torch 2.15), and what it holds could
+    not be put into either host again.
 
     Parameters
     ----------
     path : path
         A file written by :meth:`SpikingModel.save`.
-    model : Module
-        The original network, with any weights: the file holds those that count.
+    model : Module, optional
+        The original network, with any weights, to make sure that the file belongs to it. Files of format version 1,
+        which hold no structure, need it.
     backend : str, optional
         The host library; by default the one it was saved from.
 
@@ -83,7 +92,8 @@ def load(path: str | PathLike[str], *, model: nn.Module, backend: str | None = N
     FileNotFoundError
         If there is no such file.
     FileFormatError
-        If it is damaged, no such file, from a newer version of this package, or belongs to another network.
+        If it is damaged, no such file, was changed, comes from a newer version of this package, or belongs to another
+        network.
     """
     path = Path(path).expanduser()
     contents = _read(path)
@@ -94,13 +104,26 @@ def load(path: str | PathLike[str], *, model: nn.Module, backend: str | None = N
         plan = {name: SitePlan(**values) for name, values in contents["plan"].items()}
         name = backend or contents["backend"]
         host = get_backend(name)
-    graph = normalise(model, torch.zeros(2, *provenance.input_shape))
+        weights = contents["weights"]
+    if model is None:
+        if "structure" not in contents:
+            raise FileFormatError(
+                f"{path} is of format version 1, without the network's structure: give the original network as model, "
+                "and save again."
+            )
+        with _format_errors(path):
+            graph = rebuild(contents["structure"], weights)
+    else:
+        graph = normalise(model, torch.zeros(2, *provenance.input_shape))
+        with _format_errors(path):
+            _check_model(graph, weights, provenance, path)
+            fill(graph, weights)
     with _format_errors(path):
-        _fill(graph, contents["weights"], provenance, path)
         snn = SpikingModel(
-            host.build(graph, plan),
+            host.build(graph, plan, provenance.input_shape),
             plan,
             backend=name,
+            structure=describe(graph),
             provenance=provenance,
             **{key: contents[key] for key in ("timesteps", "encoder", "seed", "depth")},
         )
@@ -130,24 +153,46 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(contents, dict) or contents.get("format") != _FORMAT:
         raise FileFormatError(f"{path} is a torch file, but no network saved by snn_lowlat: use SpikingModel.save().")
-    if not isinstance(contents.get("version"), int) or contents["version"] > _VERSION:
+    version = contents.get("version")
+    if not isinstance(version, int) or version > _VERSION:
         raise FileFormatError(
-            f"{path} was saved in format version {contents.get('version')}, this package reads up to {_VERSION}: "
-            "install a newer snn_lowlat."
+            f"{path} was saved in format version {version}, this package reads up to {_VERSION}: install a newer "
+            "snn_lowlat."
         )
+    if version > 1 and contents.get("digest") != _digest(contents):
+        raise FileFormatError(f"{path} is incomplete or was changed after it was saved: save the network again.")
     return contents
 
 
-def _fill(graph: fx.GraphModule, weights: dict[str, Tensor], provenance: Provenance, path: Path) -> None:
-    if signature(graph) != provenance.signature:
-        expected = {name: tuple(value.shape) for name, value in graph.state_dict().items()}
-        found = {name: tuple(value.shape) for name, value in weights.items()}
-        differing = [n for n in found if n in expected and found[n] != expected[n]] + sorted(
-            found.keys() - expected.keys()
-        )
-        detail = f" They differ first in {differing[0]!r}." if differing else ""
-        raise FileFormatError(f"{path} belongs to another network than the one given as model.{detail}")
-    missing = graph.load_state_dict(weights, strict=False).missing_keys
-    missing = [key for key in missing if not key.endswith("_ceiling")]
-    if missing:
-        raise FileFormatError(f"{path} lacks the weights {', '.join(missing[:3])}: it is incomplete.")
+def _digest(contents: dict[str, Any]) -> str:
+    """Digest everything in a file but the digest itself, so that a change is noticed; it proves no origin."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, dict):
+            for key in sorted(value, key=str):
+                digest.update(f"{key!r}:".encode())
+                add(value[key])
+        elif isinstance(value, (list, tuple)):
+            digest.update(f"[{len(value)}]".encode())
+            for entry in value:
+                add(entry)
+        elif isinstance(value, Tensor):
+            digest.update(f"{value.dtype} {tuple(value.shape)} ".encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        else:
+            digest.update(f"{value!r};".encode())
+
+    add({key: value for key, value in contents.items() if key != "digest"})
+    return digest.hexdigest()
+
+
+def _check_model(graph: fx.GraphModule, weights: dict[str, Tensor], provenance: Provenance, path: Path) -> None:
+    if signature(graph) == provenance.signature:
+        return
+    expected = {name: tuple(value.shape) for name, value in graph.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    differing = [n for n in found if n in expected and found[n] != expected[n]]
+    differing += sorted(found.keys() - expected.keys())
+    detail = f" They differ first in {differing[0]!r}." if differing else ""
+    raise FileFormatError(f"{path} belongs to another network than the one given as model.{detail}")

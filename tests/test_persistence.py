@@ -6,6 +6,7 @@ from torch import nn
 
 import snn_lowlat
 from snn_lowlat import FileFormatError
+from snn_lowlat.persistence import _digest
 
 
 def network(hidden=8, activation=nn.ReLU):
@@ -20,14 +21,16 @@ def saved(tmp_path):
     return tmp_path / "snn.pt"
 
 
-def change(path, **values):
-    contents = torch.load(path, weights_only=True)
-    torch.save({key: value for key, value in (contents | values).items() if value is not None}, path)
+def change(path, without=(), **values):
+    """Change or leave out entries of a saved file, as somebody would who also knows how to make its digest."""
+    contents = torch.load(path, weights_only=True) | values
+    contents = {key: value for key, value in contents.items() if key not in without}
+    torch.save(contents | {"digest": _digest(contents)}, path)
 
 
 def test_the_file_holds_plain_values_only(saved):
     contents = torch.load(saved, weights_only=True)
-    assert (contents["format"], contents["version"]) == ("snn_lowlat.SpikingModel", 1)
+    assert (contents["format"], contents["version"]) == ("snn_lowlat.SpikingModel", 2)
     assert contents["provenance"]["strategy"] == "optimized_potential"
     assert contents["provenance"]["refinements"] == [{"name": "bias_correction", "images": 512, "iterations": 4}]
     assert torch.__version__.startswith(contents["provenance"]["versions"]["torch"])
@@ -62,14 +65,16 @@ def test_files_of_other_kinds(tmp_path):
 
 
 def test_a_newer_version(saved):
-    change(saved, version=2)
+    change(saved, version=3)
     with pytest.raises(FileFormatError, match="install a newer snn_lowlat"):
         snn_lowlat.load(saved, model=network())
 
 
-@pytest.mark.parametrize("key", ["plan", "provenance", "weights", "timesteps", "backend"])
+@pytest.mark.parametrize("key", ["plan", "provenance", "weights", "timesteps", "backend", "digest"])
 def test_a_missing_part(saved, key):
-    change(saved, **{key: None})
+    contents = torch.load(saved, weights_only=True)
+    del contents[key]
+    torch.save(contents if key == "digest" else contents | {"digest": _digest(contents)}, saved)
     with pytest.raises(FileFormatError, match="incomplete"):
         snn_lowlat.load(saved, model=network())
 
@@ -79,6 +84,8 @@ TAMPERED = {
     "a site too few": ("plan", "2", None),
     "weights of another shape": ("weights", "3.bias", torch.zeros(4)),
     "another neuron": ("plan", "2", {"neuron": "unheard_of"}),
+    "an operation that is none": ("structure", "nodes", [{"op": "call_function", "name": "x", "target": "exec"}]),
+    "a layer that is none": ("structure", "modules", {"1": {"type": "Popen", "options": {"args": ("ls",)}}}),
 }
 
 
@@ -90,9 +97,26 @@ def test_a_tampered_file(saved, change_made):
         del contents[part][key]
     else:
         contents[part][key] = contents[part][key] | value if isinstance(value, dict) else value
+    change(saved, **contents)
+    with pytest.raises(FileFormatError, match="was changed"):
+        snn_lowlat.load(saved)
+
+
+def test_a_file_edited_by_hand(saved):
+    contents = torch.load(saved, weights_only=True)
+    contents["plan"]["2"]["threshold"] *= 2
     torch.save(contents, saved)
     with pytest.raises(FileFormatError, match="was changed"):
-        snn_lowlat.load(saved, model=network())
+        snn_lowlat.load(saved)
+
+
+def test_format_version_1_needs_the_network(saved):
+    images = torch.rand(4, 1, 8, 8)
+    expected = snn_lowlat.load(saved)(images)
+    change(saved, version=1, without=["structure"])
+    with pytest.raises(FileFormatError, match="give the original network"):
+        snn_lowlat.load(saved)
+    assert torch.equal(snn_lowlat.load(saved, model=network())(images), expected)
 
 
 def test_missing_weights(saved):

@@ -6,24 +6,25 @@ asked for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Protocol, cast
 
 from torch import Tensor, fx, nn
 
 from snn_lowlat.errors import unknown_name
-from snn_lowlat.plan import Plan
+from snn_lowlat.plan import Plan, SitePlan
 
 __all__ = ["BACKENDS", "Backend", "get_backend"]
 
-BACKENDS = ("spikingjelly",)
+BACKENDS = ("spikingjelly", "snntorch")
 """The host libraries there are."""
 
 
 class Backend(Protocol):
     """What an adapter module provides."""
 
-    def build(self, graph: fx.GraphModule, plan: Plan) -> nn.Module:
+    def build(self, graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> nn.Module:
         """Return the host's network for a network in normal form and its plan; neither is changed."""
 
     def run(self, network: nn.Module, inputs: Tensor) -> Tensor:
@@ -37,6 +38,9 @@ class Backend(Protocol):
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
         """Return the weights of the layers between the neurons, by their names in the normal form."""
+
+    def current_plan(self, network: nn.Module, plan: Plan) -> dict[str, SitePlan]:
+        """Return the plan with the values that the neurons have now: they may have been trained."""
 
 
 def get_backend(name: str) -> Backend:

@@ -16,8 +16,8 @@ Every registered strategy is also a recipe that the stock converter runs, by nam
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,14 +28,23 @@ from spikingjelly.activation_based.ann2snn.recipes.step_mode_adapters import ada
 from torch import Tensor, fx, nn
 
 from snn_lowlat.errors import unknown_name
-from snn_lowlat.graph import find_sites
+from snn_lowlat.graph import find_sites, without_ceilings
 from snn_lowlat.neurons import integrate_and_fire_sequence
 from snn_lowlat.plan import Plan, SitePlan
 
 if TYPE_CHECKING:
     from snn_lowlat.strategies import Strategy
 
-__all__ = ["IntegrateAndFireNode", "LowLatencyRecipe", "build", "reset", "run", "spiking_layers", "weights"]
+__all__ = [
+    "IntegrateAndFireNode",
+    "LowLatencyRecipe",
+    "build",
+    "current_plan",
+    "reset",
+    "run",
+    "spiking_layers",
+    "weights",
+]
 
 _CHANNEL_DIM = 1
 
@@ -56,7 +65,26 @@ class IntegrateAndFireNode(neuron.ActivationAwareIFNode):  # type: ignore[misc]
 
     In SpikingJelly 2.0.0 that mode copies every step on a CPU. With gradients, with ``store_v_seq`` and on a GPU, this
     class leaves everything to its base.
+
+    Parameters
+    ----------
+    leak : float
+        What stays of the membrane potential from one step to the next; 1 is the base class.
+    *args, **kwargs
+        The base class's.
     """
+
+    def __init__(self, *args: Any, leak: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.leak = leak
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        """Run one step: currents ``([N, C, ...],)`` and the potential before it give spikes and the potential after."""
+        if self.leak != 1:
+            states = (self.leak * states[0], *states[1:])
+        return super().single_step_functional_forward(inputs, states, **kwargs)  # type: ignore[no-any-return]
 
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Map currents ``[T, N, C, ...]`` to spikes of that shape."""
@@ -64,19 +92,31 @@ class IntegrateAndFireNode(neuron.ActivationAwareIFNode):  # type: ignore[misc]
         if tracked or x_seq.device.type != "cpu" or self.store_v_seq or self.v_reset is not None:
             return super().multi_step_forward(x_seq, *args, **kwargs)  # type: ignore[no-any-return]
         (potential,) = self.materialize_states((x_seq, *args), tuple(self._memories.values()), "m")
-        spikes, self.v = integrate_and_fire_sequence(x_seq, potential, self.v_threshold, self.v_offset)
+        spikes, self.v = integrate_and_fire_sequence(x_seq, potential, self.v_threshold, self.v_offset, self.leak)
         return spikes
+
+    def extra_repr(self) -> str:
+        """Show the leak beside what the base class shows."""
+        return f"{super().extra_repr()}, leak={self.leak}"
+
+    def _can_use_registered_multi_step(self, x_seq: Tensor, v: Tensor) -> bool:
+        # The host's operation for all steps at once knows no leak.
+        return self.leak == 1 and super()._can_use_registered_multi_step(x_seq, v)
 
 
 def _integrate_and_fire(plan: SitePlan) -> nn.Module:
-    return IntegrateAndFireNode(plan.threshold, plan.initial_potential, channel_dim=_CHANNEL_DIM)
+    leak = plan.parameters.get("leak", 1.0)
+    return IntegrateAndFireNode(plan.threshold, plan.initial_potential, channel_dim=_CHANNEL_DIM, leak=leak)
 
 
-_NEURONS: dict[str, Callable[[SitePlan], nn.Module]] = {"integrate_and_fire": _integrate_and_fire}
+_NEURONS: dict[str, Callable[[SitePlan], nn.Module]] = {
+    "integrate_and_fire": _integrate_and_fire,
+    "leaky_integrate_and_fire": _integrate_and_fire,
+}
 """How each neuron model is built from SpikingJelly's modules."""
 
 
-def build(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
+def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.GraphModule:
     """Return SpikingJelly's network for a network in normal form and its plan; neither is changed.
 
     Parameters
@@ -85,6 +125,8 @@ def build(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
         A network in normal form.
     plan : mapping of str to SitePlan
         What each site becomes.
+    input_shape : sequence of int
+        The shape of one input image; SpikingJelly's neurons find the channels of any shape, so it does not matter here.
 
     Returns
     -------
@@ -96,7 +138,7 @@ def build(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     ValueError
         If a site's neuron model has no counterpart in SpikingJelly.
     """
-    network = copy.deepcopy(graph)
+    network = without_ceilings(graph)
     reference = next(iter(network.parameters()), torch.empty(0))
     for site in find_sites(network).values():
         site_plan = plan[site.name]
@@ -105,13 +147,10 @@ def build(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
         setattr(network, site.name, _NEURONS[site_plan.neuron](site_plan).to(reference))
         amplitude = f"{site.name}_amplitude"
         network.add_submodule(amplitude, ChannelVoltageScaler(site_plan.amplitude, _CHANNEL_DIM).to(reference))
-        with network.graph.inserting_after(site.output):
+        with network.graph.inserting_after(site.node):
             scaled = network.graph.call_module(amplitude, (site.node,))
-        for reader in [user for user in site.output.users if user not in (scaled, site.output)]:
-            reader.replace_input_with(site.output, scaled)
-        if site.output is not site.node:
-            network.graph.erase_node(site.output)
-    network.graph.eliminate_dead_code()
+        for reader in set(site.node.users) - {scaled}:
+            reader.replace_input_with(site.node, scaled)
     adapt_step_mode_graph(network, context="snn_lowlat", wrap_module_types=_STATELESS, safe_module_types=_PADS)
     functional.invalidate_reset_cache(network)
     return network.eval()
@@ -148,6 +187,21 @@ def weights(network: nn.Module) -> dict[str, Tensor]:
     neurons = spiking_layers(network)
     foreign = {*neurons, *(f"{name}_amplitude" for name in neurons)}
     return {key: value for key, value in network.state_dict().items() if key.rpartition(".")[0] not in foreign}
+
+
+def current_plan(network: nn.Module, plan: Plan) -> dict[str, SitePlan]:
+    """Return the plan with the thresholds, potentials and amplitudes that the neurons have now."""
+    neurons: dict[str, Any] = spiking_layers(network)
+    amplitudes: dict[str, Any] = {name: network.get_submodule(f"{name}_amplitude") for name in neurons}
+    return {
+        name: replace(
+            plan[name],
+            threshold=layer.v_threshold,
+            initial_potential=layer.v_offset,
+            amplitude=amplitudes[name].scale,
+        )
+        for name, layer in neurons.items()
+    }
 
 
 class LowLatencyRecipe(FXConversionRecipe):  # type: ignore[misc]
@@ -200,7 +254,7 @@ class LowLatencyRecipe(FXConversionRecipe):  # type: ignore[misc]
     def replace(self, converter: Any, fx_model: fx.GraphModule) -> fx.GraphModule:
         """Plan, refine, and put neurons in place of the activations."""
         graph, plan = self.conversion.plan(fx_model)
-        return build(graph, plan)
+        return build(graph, plan, self.conversion.example.shape[1:])
 
 
 def __getattr__(name: str) -> type[LowLatencyRecipe]:

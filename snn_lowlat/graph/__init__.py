@@ -1,9 +1,11 @@
 """From a network as people write it to the normal form: traced, folded, its activation sites found."""
 
 from snn_lowlat.graph.check import ConvertibilityReport, check_convertible
+from snn_lowlat.graph.description import describe, fill, rebuild
 from snn_lowlat.graph.normal_form import normalise
 from snn_lowlat.graph.obstacles import Obstacle
-from snn_lowlat.graph.sites import Site, bias_carrier, depth, find_sites, output_bias_carrier
+from snn_lowlat.graph.passes import without_ceilings
+from snn_lowlat.graph.sites import Site, bias_carrier, current_shapes, depth, find_sites, output_bias_carrier
 
 __all__ = [
     "ConvertibilityReport",
@@ -11,8 +13,13 @@ __all__ = [
     "Site",
     "bias_carrier",
     "check_convertible",
+    "current_shapes",
     "depth",
+    "describe",
+    "fill",
     "find_sites",
     "normalise",
     "output_bias_carrier",
+    "rebuild",
+    "without_ceilings",
 ]

@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from snn_lowlat.graph.obstacles import Obstacle
 from snn_lowlat.graph.sites import find_sites
 
-__all__ = ["fold_batch_norms", "move_max_pools"]
+__all__ = ["fold_batch_norms", "move_max_pools", "without_ceilings"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -78,6 +78,22 @@ def move_max_pools(graph: fx.GraphModule) -> list[Obstacle]:
             )
     _finish(graph)
     return obstacles
+
+
+def without_ceilings(graph: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy of a network in which activations are not clipped: spiking neurons do that by their thresholds."""
+    graph = copy.deepcopy(graph)
+    for site in find_sites(graph).values():
+        if site.output is not site.node:
+            ceiling = site.output.args[1]
+            site.output.replace_all_uses_with(site.node)
+            graph.graph.erase_node(site.output)
+            if isinstance(ceiling, fx.Node) and not ceiling.users:
+                graph.graph.erase_node(ceiling)
+                delattr(graph, str(ceiling.target))
+    graph.graph.eliminate_dead_code()
+    _finish(graph)
+    return graph
 
 
 def _pool_before(graph: fx.GraphModule, at: fx.Node, pool: nn.Module, node: fx.Node, alone: bool) -> fx.Node | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 
-__all__ = ["Site", "bias_carrier", "depth", "find_sites", "output_bias_carrier"]
+__all__ = ["Site", "bias_carrier", "current_shapes", "depth", "find_sites", "output_bias_carrier"]
 
 _WEIGHTED = (
     nn.Conv1d,
@@ -87,6 +89,22 @@ def depth(graph: fx.GraphModule) -> int:
     for node in graph.graph.nodes:
         depths[node] = max((depths[before] for before in node.all_input_nodes), default=0) + (node in sites)
     return max(depths.values(), default=0)
+
+
+def current_shapes(graph: fx.GraphModule, input_shape: Sequence[int]) -> dict[str, torch.Size]:
+    """Return the shape of one image's currents at each site, ``[C, ...]``, by the site's name.
+
+    Parameters
+    ----------
+    graph : GraphModule
+        A network in normal form.
+    input_shape : sequence of int
+        The shape of one input image.
+    """
+    reference = next(graph.parameters(), torch.empty(0))
+    with torch.no_grad():
+        ShapeProp(graph).propagate(torch.zeros(2, *input_shape, dtype=reference.dtype, device=reference.device))
+    return {site.name: site.current.meta["tensor_meta"].shape[1:] for site in find_sites(graph).values()}
 
 
 def bias_carrier(graph: fx.GraphModule, site: Site) -> str | None:

@@ -1,4 +1,4 @@
-"""The integrate-and-fire neuron with reset by subtraction."""
+"""The integrate-and-fire neuron with reset by subtraction, with or without a leak."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ __all__ = ["integrate_and_fire", "integrate_and_fire_sequence", "integrate_and_f
 
 
 def integrate_and_fire_step(
-    current: Tensor, potential: Tensor, threshold: Tensor, offset: Tensor | None = None
+    current: Tensor, potential: Tensor, threshold: Tensor, offset: Tensor | None = None, leak: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     r"""One time step of integrate-and-fire neurons.
 
     .. math::
 
-        u(t) = v(t-1) + z(t), \qquad s(t) = [\,u(t) + o \ge \theta\,], \qquad v(t) = u(t) - \theta\, s(t)
+        u(t) = \lambda\, v(t-1) + z(t), \qquad s(t) = [\,u(t) + o \ge \theta\,], \qquad v(t) = u(t) - \theta\, s(t)
 
     where :math:`z` is the current, :math:`v` the membrane potential, :math:`\theta` the threshold, :math:`s` the spike
-    and :math:`o` an offset, zero by default, all in units of the pre-activation. A neuron that starts at
-    :math:`v(0) = v_0` is the same as one that starts at 0 with the offset :math:`o = v_0`; the second form is
-    SpikingJelly's ``ActivationAwareIFNode``, with which these spikes agree bit for bit.
+    and :math:`o` an offset, zero by default, all in units of the pre-activation; :math:`\lambda` is the leak, 1 for
+    integrate-and-fire. Without a leak a neuron that starts at :math:`v(0) = v_0` is the same as one that starts at 0
+    with the offset :math:`o = v_0`; the second form is SpikingJelly's ``ActivationAwareIFNode``, with which these
+    spikes agree bit for bit. With a leak the offset, unlike a potential, stays.
 
     Parameters
     ----------
@@ -32,6 +33,8 @@ def integrate_and_fire_step(
         Of shape ``[]`` or ``[C]``.
     offset : Tensor, optional
         Of shape ``[]`` or ``[C]``.
+    leak : float
+        What stays of the membrane potential from one step to the next.
 
     Returns
     -------
@@ -41,7 +44,7 @@ def integrate_and_fire_step(
         The membrane potential after the step.
     """
     threshold = _per_channel(threshold, current)
-    charged = potential + current
+    charged = (potential if leak == 1 else leak * potential) + current
     compared = charged if offset is None else charged + _per_channel(offset, current)
     spikes = (compared >= threshold).to(current.dtype)
     return spikes, charged - spikes * threshold
@@ -49,7 +52,7 @@ def integrate_and_fire_step(
 
 @torch.no_grad()
 def integrate_and_fire_sequence(
-    currents: Tensor, potential: Tensor, threshold: Tensor, offset: Tensor
+    currents: Tensor, potential: Tensor, threshold: Tensor, offset: Tensor, leak: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     r"""Several time steps of integrate-and-fire neurons; no gradients pass.
 
@@ -63,6 +66,8 @@ def integrate_and_fire_sequence(
         The membrane potential before the first step, of shape ``[N, C, ...]``; it is not changed.
     threshold, offset : Tensor
         Of shape ``[]`` or ``[C]``.
+    leak : float
+        What stays of the membrane potential from one step to the next.
 
     Returns
     -------
@@ -75,6 +80,8 @@ def integrate_and_fire_sequence(
     compared = torch.empty_like(potential)
     threshold, offset = _per_channel(threshold, potential), _per_channel(offset, potential)
     for current, fired in zip(currents, spikes, strict=True):
+        if leak != 1:
+            potential *= leak
         potential += current
         torch.add(potential, offset, out=compared)
         torch.ge(compared, threshold, out=fired)
@@ -82,7 +89,7 @@ def integrate_and_fire_sequence(
     return spikes, potential
 
 
-def integrate_and_fire(currents: Tensor, threshold: Tensor, initial_potential: Tensor) -> Tensor:
+def integrate_and_fire(currents: Tensor, threshold: Tensor, initial_potential: Tensor, leak: float = 1.0) -> Tensor:
     r"""The spikes of integrate-and-fire neurons for a sequence of currents; no gradients pass.
 
     .. math::
@@ -101,6 +108,9 @@ def integrate_and_fire(currents: Tensor, threshold: Tensor, initial_potential: T
         Of shape ``[]`` or ``[C]``, positive.
     initial_potential : Tensor
         Of shape ``[]`` or ``[C]``.
+    leak : float
+        What stays of the membrane potential from one step to the next, 1 for integrate-and-fire; the initial potential
+        does not leak.
 
     Returns
     -------
@@ -109,7 +119,7 @@ def integrate_and_fire(currents: Tensor, threshold: Tensor, initial_potential: T
     """
     rest = torch.zeros(currents.shape[1:], dtype=currents.dtype, device=currents.device)
     # The initial potential stays apart from the state so that rounding is the same as in SpikingJelly's neuron.
-    return integrate_and_fire_sequence(currents, rest, threshold, initial_potential)[0]
+    return integrate_and_fire_sequence(currents, rest, threshold, initial_potential, leak)[0]
 
 
 def _per_channel(parameter: Tensor, current: Tensor) -> Tensor:

@@ -48,7 +48,15 @@ def _run_integrate_and_fire(currents: Tensor, plan: SitePlan) -> Tensor:
     return integrate_and_fire(currents, plan.threshold, plan.initial_potential)
 
 
+def _run_leaky(currents: Tensor, plan: SitePlan) -> Tensor:
+    return integrate_and_fire(currents, plan.threshold, plan.initial_potential, plan.parameters["leak"])
+
+
 NEURONS: dict[str, NeuronModel] = {
-    "integrate_and_fire": NeuronModel("integrate_and_fire", _run_integrate_and_fire, online=True),
+    model.name: model
+    for model in (
+        NeuronModel("integrate_and_fire", _run_integrate_and_fire, online=True),
+        NeuronModel("leaky_integrate_and_fire", _run_leaky, online=True),
+    )
 }
 """The neuron models by name."""

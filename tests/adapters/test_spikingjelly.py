@@ -87,7 +87,7 @@ def test_a_neuron_without_counterpart_is_named(model, images):
         for name, site in snn.plan.items()
     }
     with pytest.raises(ValueError, match=r"SpikingJelly neuron 'unheard_of'.*integrate_and_fire"):
-        get_backend("spikingjelly").build(snn_lowlat.graph.normalise(model, images), plan)
+        get_backend("spikingjelly").build(snn_lowlat.graph.normalise(model, images), plan, images.shape[1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,9 +1,10 @@
-"""The networks on which every strategy has to keep the contract."""
+"""The networks on which every strategy has to keep the contract, and how their spikes are watched."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from snn_lowlat.adapters import get_backend
 from snn_lowlat.training.activations import CeilingReLU
 
 
@@ -73,3 +74,28 @@ def make_network(kind):
 def make_images(count=24):
     """Return fixed images ``[count, 1, 8, 8]``."""
     return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def step_by_step(snn, images):
+    """Run the host's network as its users do, in a time loop; returns each step's output."""
+    snn.reset()
+    with torch.no_grad():
+        outputs = [snn.network(images) for _ in range(snn.timesteps)]
+    snn.reset()
+    return torch.stack(outputs)
+
+
+def recorded(snn, images, steps):
+    """Run a window, step by step or whole; returns outputs and spikes ``[T, N, neurons]``, amplitudes aside."""
+    seen, shape = {}, (snn.timesteps, len(images))
+
+    def watch(name, layer):
+        worth = getattr(layer, "graded_spikes_factor", 1)
+        return layer.register_forward_hook(lambda m, i, output: seen.setdefault(name, []).append(output / worth))
+
+    handles = [watch(name, layer) for name, layer in snn.spiking_layers().items()]
+    host = get_backend(snn.backend)
+    outputs = step_by_step(snn, images) if steps else host.run(snn.network, images.expand(*shape, *images.shape[1:]))
+    for handle in handles:
+        handle.remove()
+    return outputs, {name: torch.stack(values).flatten().unflatten(0, (*shape, -1)) for name, values in seen.items()}

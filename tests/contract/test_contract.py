@@ -5,13 +5,11 @@ import io
 
 import pytest
 import torch
-from networks import NETWORKS, AveragePoolNetwork, ResidualNetwork, make_images, make_network
-from spikingjelly.activation_based import functional
+from networks import NETWORKS, AveragePoolNetwork, ResidualNetwork, make_images, make_network, recorded, step_by_step
 from spikingjelly.activation_based.ann2snn import FXConverter
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS, spikingjelly
-from snn_lowlat.graph import normalise
+from snn_lowlat.adapters import BACKENDS, get_backend, spikingjelly
 from snn_lowlat.simulation import simulate
 
 STRATEGIES = {
@@ -58,26 +56,14 @@ def convert(row, kind, batches=None, **options):
     return snn_lowlat.convert(make_network(kind), batches or [make_images()], strategy=name, **options)
 
 
-def step_by_step(network, images, timesteps=TIMESTEPS):
-    """Run SpikingJelly's network as its users do, in single-step mode."""
-    functional.reset_net(network)
-    outputs = [network(images) for _ in range(timesteps)]
-    functional.reset_net(network)
-    return torch.stack(outputs)
-
-
 def test_it_spikes_and_classifies(snn):
-    spikes = {}
-    for name, layer in snn.spiking_layers().items():
-        layer.register_forward_hook(lambda m, i, output, name=name: spikes.setdefault(name, output))
-    logits = snn(make_images(5))
-    assert logits.shape == (5, 10)
+    images = make_images(5)
+    assert snn(images).shape == (5, 10)
+    _, spikes = recorded(snn, images, steps=False)
     assert spikes.keys() == snn.plan.keys()
-    for values in spikes.values():
-        assert set(values.unique().tolist()) <= {0.0, 1.0}
+    for name, values in spikes.items():
+        assert set(values.unique().tolist()) <= {0.0, 1.0}, name
     assert any(values.any() for values in spikes.values())
-    for layer in snn.spiking_layers().values():
-        layer._forward_hooks.clear()
 
 
 def test_the_curve_ends_in_the_readout(snn):
@@ -89,36 +75,33 @@ def test_the_curve_ends_in_the_readout(snn):
     assert torch.equal(curve[:2], snn.readout(images, timesteps=2))
 
 
-def test_single_and_multi_step_mode_give_equal_spikes(row, kind):
-    snn = convert(row, kind)
-    images, recorded = make_images(5), {"s": {}, "m": {}}
-    mode = "s"
-    for name, layer in snn.spiking_layers().items():
-        layer.register_forward_hook(lambda m, i, o, name=name: recorded[mode].setdefault(name, []).append(o))
-    steps = step_by_step(snn.network, images)
-    mode = "m"
-    outputs = spikingjelly.run(snn.network, images.expand(TIMESTEPS, *images.shape))
-    torch.testing.assert_close(steps, outputs, rtol=1e-5, atol=1e-6)
-    for name, spikes in recorded["s"].items():
-        assert torch.equal(torch.stack(spikes), recorded["m"][name][0])
-
-
-def test_the_reference_simulation_gives_equal_spikes(snn, kind):
+def test_a_time_loop_and_whole_windows_give_equal_spikes(snn):
     images = make_images(5)
-    graph = normalise(make_network(kind), images)
-    graph.load_state_dict(spikingjelly.weights(snn.network), strict=False)
-    recorded = {}
-    handles = [
-        layer.register_forward_hook(lambda m, i, o, name=name: recorded.setdefault(name, o))
-        for name, layer in snn.spiking_layers().items()
-    ]
-    outputs = spikingjelly.run(snn.network, images.expand(TIMESTEPS, *images.shape))
-    for handle in handles:
-        handle.remove()
-    expected, spikes = simulate(graph, snn.plan, images.expand(TIMESTEPS, *images.shape))
-    torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-6)
+    outputs, spikes = recorded(snn, images, steps=False)
+    steps, stepped = recorded(snn, images, steps=True)
+    torch.testing.assert_close(steps, outputs, rtol=1e-5, atol=1e-6)
     for name in spikes:
-        assert torch.equal(recorded[name], spikes[name])
+        assert torch.equal(stepped[name], spikes[name]), name
+
+
+def test_the_reference_simulation_gives_equal_spikes(snn):
+    images = make_images(5)
+    outputs, spikes = recorded(snn, images, steps=False)
+    expected, reference = simulate(*snn.normal_form(), images.expand(TIMESTEPS, *images.shape))
+    torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-6)
+    for name in reference:
+        assert torch.equal(spikes[name], reference[name].flatten(2)), name
+
+
+def test_the_normal_form_builds_the_same_network_in_every_host(snn):
+    images = make_images(5)
+    outputs, _ = recorded(snn, images, steps=False)
+    graph, plan = snn.normal_form()
+    assert plan == snn.plan
+    for backend in BACKENDS:
+        host = get_backend(backend)
+        network = host.build(graph, plan, images.shape[1:])
+        assert torch.equal(host.run(network, images.expand(TIMESTEPS, *images.shape)), outputs)
 
 
 def test_batch_size_changes_nothing(snn):
@@ -131,12 +114,11 @@ def test_batch_size_changes_nothing(snn):
     torch.testing.assert_close(snn.readout(images[:2]), whole[:, :2], rtol=1e-5, atol=1e-6)
 
 
-def test_the_initial_potential_survives_a_change_of_batch_size(row, kind):
-    snn = convert(row, kind)
-    expected = step_by_step(snn.network, make_images(3))
-    functional.reset_net(snn.network)
+def test_the_initial_potential_survives_a_change_of_batch_size(snn):
+    expected = step_by_step(snn, make_images(3))
     snn.network(make_images(7))
-    torch.testing.assert_close(step_by_step(snn.network, make_images(3)), expected, rtol=0, atol=0)
+    assert torch.equal(snn.network(make_images(3)), expected[0])  # without a reset
+    assert torch.equal(step_by_step(snn, make_images(3)), expected)
 
 
 def test_deep_copies_and_pickles_are_equal(snn):
@@ -149,12 +131,15 @@ def test_deep_copies_and_pickles_are_equal(snn):
         assert torch.equal(other.readout(images), expected)
 
 
-def test_saved_networks_are_equal(snn, kind, tmp_path):
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("with_model", [False, True])
+def test_saved_networks_are_equal(snn, kind, backend, with_model, tmp_path):
     snn.ann_accuracy = 0.5
     snn.save(tmp_path / "snn.pt")
     torch.manual_seed(7)
-    loaded = snn_lowlat.load(tmp_path / "snn.pt", model=kind())
+    loaded = snn_lowlat.load(tmp_path / "snn.pt", model=kind() if with_model else None, backend=backend)
     images = make_images(5)
+    assert loaded.backend == backend
     assert torch.equal(loaded.readout(images), snn.readout(images))
     assert loaded.plan == snn.plan
     assert loaded.provenance == snn.provenance
@@ -188,7 +173,8 @@ def test_the_recipe_gives_the_same_network(snn, row, kind):
     recipe = recipe(calibration=[make_images()], timesteps=TIMESTEPS, refinements=["bias_correction"], **options)
     network = FXConverter(recipe).convert(make_network(kind))
     images = make_images(5)
-    assert torch.equal(step_by_step(network, images), step_by_step(snn.network, images))
+    by_recipe = spikingjelly.run(network, images.expand(TIMESTEPS, *images.shape))
+    assert torch.equal(by_recipe, spikingjelly.run(snn.network, images.expand(TIMESTEPS, *images.shape)))
 
 
 @pytest.mark.parametrize("kind", [AveragePoolNetwork, ResidualNetwork], ids=lambda kind: kind.__name__)

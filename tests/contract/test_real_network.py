@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import snn_lowlat
+from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.data import CIFAR10
 from snn_lowlat.models import ResNet20, load_weights
 
@@ -59,3 +60,25 @@ def test_accuracy_on_the_complete_test_set(timesteps, least, resnet, cifar10):
     report = snn_lowlat.evaluate(snn, data.test_dataloader(), timesteps=[timesteps])
     assert report.images == 10_000
     assert report.accuracy >= least
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", sorted(snn_lowlat.strategies()))
+def test_both_hosts_agree_on_every_test_image(strategy, resnet, cifar10):
+    data = cifar10(None)
+    first, second = (
+        snn_lowlat.convert(
+            resnet, data.calibration_dataloader(1000, 100), strategy=strategy, timesteps=8, backend=backend
+        )
+        for backend in BACKENDS
+    )
+    right, images = [0, 0], 0
+    for pictures, labels in data.test_dataloader():
+        outputs = [first(pictures), second(pictures)]
+        assert torch.equal(*outputs)
+        right = [count + int((o.argmax(1) == labels).sum()) for count, o in zip(right, outputs, strict=True)]
+        images += len(labels)
+    print(f"{strategy}: {right} of {images}")
+    assert images == 10_000
+    assert right[0] == right[1]
