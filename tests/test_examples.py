@@ -20,6 +20,12 @@ def test_spikingjelly_idiom(capsys):
     assert "between the step modes: 0.0e+00" in capsys.readouterr().out
 
 
+def test_snntorch_idiom():
+    before, after = runpy.run_path(str(EXAMPLES / "snntorch_idiom.py"))["main"]()
+    assert before > 0.9
+    assert after > max(before, 0.97)
+
+
 def test_own_strategy():
     accuracies = runpy.run_path(str(EXAMPLES / "own_strategy.py"))["main"]()
     assert accuracies.keys() == {"deviations", "optimized_potential"}

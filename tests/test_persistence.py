@@ -1,11 +1,15 @@
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import snn_lowlat
 from snn_lowlat import FileFormatError
+from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.persistence import _digest
 
 
@@ -34,6 +38,38 @@ def test_the_file_holds_plain_values_only(saved):
     assert contents["provenance"]["strategy"] == "optimized_potential"
     assert contents["provenance"]["refinements"] == [{"name": "bias_correction", "images": 512, "iterations": 4}]
     assert torch.__version__.startswith(contents["provenance"]["versions"]["torch"])
+
+
+class Unusual(nn.Module):
+    """Slices, paddings, factors, constants and permutations, all of which a file has to describe."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 4, 3, 2, padding_mode="reflect", padding=1), nn.Linear(24, 3)
+        self.register_buffer("shift", torch.rand(4, 1, 1))
+
+    def forward(self, x):
+        x = F.relu6(0.5 * self.stem(x) - self.shift)
+        x = F.pad(x[:, 1:, ..., ::2], (0, 1, 0, 1)).permute(0, 2, 3, 1)
+        x = torch.cat([x.mean(1), -x.mean(2)[:, :5]], 1)
+        return self.head(F.relu(x.reshape(len(x), -1)[:, -24:]))
+
+
+def test_a_fresh_process_needs_no_source_code_of_the_network(tmp_path):
+    torch.manual_seed(0)
+    images = torch.rand(8, 1, 8, 8)
+    snn = snn_lowlat.convert(Unusual(), images, timesteps=3)
+    snn.save(tmp_path / "snn.pt")
+    torch.save((images, snn.readout(images)), tmp_path / "expected.pt")
+    code = f"""if True:
+        import sys, torch, snn_lowlat
+        torch.set_num_threads(1)
+        images, expected = torch.load("expected.pt")
+        for backend in {BACKENDS}:
+            assert torch.equal(snn_lowlat.load("snn.pt", backend=backend).readout(images), expected)
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
 
 
 def test_the_weights_come_from_the_file(saved):

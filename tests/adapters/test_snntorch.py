@@ -6,11 +6,14 @@ import io
 import pickle
 import weakref
 
+import joblib
 import pytest
 import snntorch as snn
 import torch
+from lightning import LightningModule, Trainer
 from snntorch import surrogate, utils
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import snn_lowlat
 from snn_lowlat import SnnLowlatError, snntorch
@@ -133,6 +136,36 @@ def _in_a_process(rank, network, images, expected):
 
 def test_networks_go_to_other_processes(network, images):
     torch.multiprocessing.spawn(_in_a_process, (network, images, window(network, images)), nprocs=1)
+
+
+@pytest.mark.slow
+def test_networks_go_through_joblib(network, images):
+    expected = window(network, images)
+    for outputs in joblib.Parallel(n_jobs=2)(joblib.delayed(window)(network, images) for _ in range(2)):
+        assert torch.equal(outputs, expected)
+
+
+class FineTuning(LightningModule):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def training_step(self, batch, index):
+        snntorch.reset(self.network)
+        return sum(self.network(batch[0]) for _ in range(2)).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+@pytest.mark.slow
+def test_lightning_trains_them_in_spawned_processes(model, images, tmp_path):
+    network = snntorch.convert(model, images, timesteps=2, learn_threshold=True)
+    before = neurons(network).threshold.detach().clone()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_epochs": 1}
+    trainer = Trainer(strategy="ddp_spawn", accelerator="cpu", devices=2, default_root_dir=tmp_path, **quiet)
+    trainer.fit(FineTuning(network), DataLoader(TensorDataset(images), batch_size=4))
+    assert not torch.equal(neurons(network).threshold, before)
 
 
 def test_values_become_trainable(model, images):
