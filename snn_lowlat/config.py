@@ -101,19 +101,25 @@ class Config:
         Names, or mappings of ``name`` and options; they follow every strategy.
     input_coding : str
         ``"direct"`` or ``"poisson"``. With Poisson spikes the data's normalisation becomes part of the network.
+    resume : str or None
+        The folder of a run, or a checkpoint, whose training goes on.
     device : str
         Where networks are converted and evaluated; ``"auto"`` takes an accelerator if there is one.
     threads : int or None
         CPU threads that torch may use; torch's own number by default. Few where many jobs run or networks are tiny.
+    folder : str or None
+        The run's own folder, which the run fills in.
     calibration, evaluation : CalibrationConfig, EvaluationConfig
         See there.
     backend : mapping
         ``name`` of the host library.
     model : mapping
         ``_target_`` and its arguments, ``name`` for reports, and ``weights``, a file that makes training needless.
-        ``num_classes``, ``in_channels`` and ``image_size`` are the data's if the target takes them.
+        ``num_classes``, ``in_channels`` and ``image_size`` are the data's if the target takes them. ``activation``
+        takes the place of the network's ReLUs, also where the target does not take it.
     data, training, trainer : mapping
-        ``_target_`` and its arguments: a data module, a Lightning module, Lightning's trainer.
+        ``_target_`` and its arguments: a data module, a Lightning module, Lightning's trainer, whose ``callbacks`` are
+        a mapping of such mappings.
     """
 
     name: str = MISSING
@@ -123,8 +129,10 @@ class Config:
     compare: list[Any] = field(default_factory=list)
     refinements: list[Any] = field(default_factory=list)
     input_coding: str = "direct"
+    resume: Optional[str] = None  # noqa: UP045 (OmegaConf reads the annotation)
     device: str = "auto"
-    threads: Optional[int] = None  # noqa: UP045 (OmegaConf reads the annotation)
+    threads: Optional[int] = None  # noqa: UP045
+    folder: Optional[str] = None  # noqa: UP045
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     backend: dict[str, Any] = field(default_factory=dict)
@@ -134,8 +142,15 @@ class Config:
     trainer: dict[str, Any] = field(default_factory=dict)
 
 
-def checked(config: DictConfig) -> DictConfig:
+def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
     """Return the config with its keys and types checked against :class:`Config`, and names looked up.
+
+    Parameters
+    ----------
+    config : DictConfig
+        Composed from ``conf/``.
+    folder : Path, optional
+        The run's own folder, for the keys that refer to it.
 
     Raises
     ------
@@ -150,6 +165,8 @@ def checked(config: DictConfig) -> DictConfig:
         raise ConfigError(str(unknown_name("config key", error.full_key, known))) from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error.msg or error).splitlines()[0]}") from None
+    if folder is not None:
+        config.folder = str(folder)
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError(
@@ -165,6 +182,8 @@ def checked(config: DictConfig) -> DictConfig:
         raise ConfigError(f"evaluation.timesteps must be between 1 and timesteps={config.timesteps}, not {steps}.")
     if config.training.get("_target_") is None and config.model.get("weights") is None:
         raise ConfigError("there is no training (training=none), so the config needs model.weights=PATH.")
+    if config.resume is not None and config.model.get("weights") is not None:
+        raise ConfigError("resume goes on with a training, but model.weights makes it needless: give one of them.")
     with config_errors("backend"):
         get_backend(config.backend.get("name"))
     with config_errors("input_coding"):
@@ -182,6 +201,7 @@ def unknown_key(overrides: Sequence[str]) -> str | None:
     """
     keys = [override.partition("=")[0] for override in overrides if override[:1] not in ("+", "~", "-", "")]
     groups = [o for o in overrides if (CONFIG_FOLDER / o.partition("=")[0].lstrip("+")).is_dir()]
+    keys = [key for key in keys if not (CONFIG_FOLDER / key).is_dir()]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):

@@ -1,13 +1,16 @@
 """One command from a config to results: train or load a network, convert it, evaluate it.
 
 ``python -m snn_lowlat.run +experiment=quickstart`` builds the objects that the config names and calls the package's
-functions with them. Everything is written into Hydra's output folder as soon as it is there: ``ann.pt``, ``snn.pt``,
-``results.csv``, ``results.json``, ``accuracy_vs_timesteps.png`` and ``config.yaml``.
+functions with them. Everything is written into Hydra's output folder as soon as it is there: ``config.yaml``,
+``checkpoints/last.ckpt``, ``ann.pt``, ``snn.pt``, ``results.csv``, ``results.json`` and ``accuracy_vs_timesteps.png``.
+
+Where several processes train (``trainer.strategy=ddp``), all of them come here, and only the first goes on after it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 import warnings
@@ -23,9 +26,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from torch import nn
+from torch import distributed, nn
 
 from snn_lowlat.config import (
     CONFIG_FOLDER,
@@ -46,6 +51,8 @@ from snn_lowlat.files import whole_file
 from snn_lowlat.models import InputNormalisation, load_weights
 from snn_lowlat.refinement import make_refinement
 from snn_lowlat.strategies import Strategy, make_strategy
+from snn_lowlat.training import replace_activations
+from snn_lowlat.training.resuming import check_checkpoint, find_checkpoint
 
 __all__ = ["command_line", "main", "run"]
 
@@ -65,17 +72,20 @@ def run(config: DictConfig, folder: Path) -> float:
     Returns
     -------
     float
-        Accuracy on the test images after T steps with the main strategy, in ``[0, 1]``.
+        Accuracy on the test images after T steps with the main strategy, in ``[0, 1]``; not a number in a process
+        that only helped to train.
 
     Raises
     ------
     ConfigError
         If a key or value of the config does not exist or is not fit. Most are found before any work is done.
     """
-    config = checked(config)
+    folder = folder.resolve()
+    config = checked(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "config.yaml") as temporary:
-        OmegaConf.save(config, temporary, resolve=True)
+    if _is_first():
+        with whole_file(folder / "config.yaml") as temporary:
+            OmegaConf.save(config, temporary, resolve=True)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     seed_everything(config.seed, workers=True, verbose=False)
@@ -90,7 +100,9 @@ def run(config: DictConfig, folder: Path) -> float:
     ann = _with_normalisation(network, data) if config.input_coding == "poisson" else network
     if config.model.get("weights") is None:
         with _stage("training"):
-            _train(config, ann, data, folder)
+            first = _train(config, ann, data, folder)
+        if not first:
+            return math.nan
         with whole_file(folder / "ann.pt") as temporary:
             torch.save({"state_dict": network.state_dict()}, temporary)
     ann.eval().to(device)
@@ -151,12 +163,17 @@ def _data(config: DictConfig) -> ImageDataModule:
 def _network(config: DictConfig, data: ImageDataModule) -> nn.Module:
     channels, size, _ = data.input_shape
     offered = {"num_classes": data.num_classes, "in_channels": channels, "image_size": size}
-    options = OmegaConf.masked_copy(config.model, [str(key) for key in config.model if key not in ("name", "weights")])
-    accepted = accepted_by(options, "model")
+    accepted = accepted_by(config.model, "model")
+    foreign = {"name", "weights"} | ({"activation"} - accepted)
+    options = OmegaConf.masked_copy(config.model, [str(key) for key in config.model if key not in foreign])
     offered = {name: value for name, value in offered.items() if name in accepted and name not in options}
     network = build(options, "model", **offered)
     if not isinstance(network, nn.Module):
         raise ConfigError(f"model._target_ must be a torch module, not {type(network).__name__}.")
+    if "activation" in config.model and "activation" not in accepted:
+        with config_errors("model.activation"):
+            activation = hydra.utils.instantiate({"made": config.model.activation}, _convert_="all")["made"]
+            network = replace_activations(network, activation, torch.zeros(2, *data.input_shape))
     if config.model.get("weights") is not None:
         with config_errors("model.weights"):
             load_weights(network, config.model.get("weights"))
@@ -169,19 +186,49 @@ def _with_normalisation(network: nn.Module, data: ImageDataModule) -> nn.Module:
     return nn.Sequential(OrderedDict(normalisation=InputNormalisation(data.mean, data.std), network=network))
 
 
-def _train(config: DictConfig, network: nn.Module, data: ImageDataModule, folder: Path) -> None:
+def _train(config: DictConfig, network: nn.Module, data: ImageDataModule, folder: Path) -> bool:
+    """Train the network in place; say whether this process is the one that goes on."""
     classifier = build(config.training, "training", model=network, num_classes=data.num_classes)
     if not isinstance(classifier, LightningModule):
         raise ConfigError(f"training._target_ must be a LightningModule, not {type(classifier).__name__}.")
-    trainer: Trainer = build(config.trainer, "trainer", default_root_dir=str(folder))
+    entries = config.trainer.get("callbacks") or {}
+    callbacks = [build(entry, f"trainer.callbacks.{name}") for name, entry in entries.items() if entry is not None]
+    # Lightning adds a checkpoint of its own where there is none.
+    checkpoints = any(isinstance(callback, Checkpoint) for callback in callbacks)
+    trainer: Trainer = build(
+        config.trainer,
+        "trainer",
+        callbacks=callbacks,
+        enable_checkpointing=checkpoints,
+        default_root_dir=str(folder),
+    )
+    checkpoint = None
+    if config.resume is not None:
+        with config_errors("resume"):
+            checkpoint = find_checkpoint(config.resume, folder)
+            if checkpoint is not None:
+                check_checkpoint(checkpoint, classifier)
     with warnings.catch_warnings():
         # Advice on workers and logging intervals for large clusters.
         warnings.simplefilter("ignore", PossibleUserWarning)
         # Lightning's own use of torch.
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-        trainer.fit(classifier, datamodule=data)
+        # A resumed training writes into its own folder.
+        warnings.filterwarnings("ignore", message=".*dirpath has changed.*")
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+        trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint)
     metrics = {name: f"{float(value):.4f}" for name, value in trainer.callback_metrics.items()}
     logger.info("Trained for %d epochs: %s", trainer.current_epoch, ", ".join(f"{k} {v}" for k, v in metrics.items()))
+    if distributed.is_available() and distributed.is_initialized():
+        # What follows is done by one process, which must not wait for the others.
+        trainer.strategy.barrier()
+        distributed.destroy_process_group()
+    return trainer.is_global_zero
+
+
+def _is_first() -> bool:
+    """Say whether this is the first of the processes that train together, or the only one."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _device(name: str) -> torch.device:
@@ -204,7 +251,7 @@ def main(config: DictConfig) -> float:
 
     Choose among many settings by validation accuracy, not by this one.
     """
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in ("lightning.pytorch", "lightning.fabric", *([] if _is_first() else ["snn_lowlat"])):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return run(config, Path(HydraConfig.get().runtime.output_dir))

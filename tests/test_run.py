@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,15 +15,17 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import CompactHydraException
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from snn_lowlat import load, strategies
-from snn_lowlat.config import CONFIG_FOLDER, ConfigError, checked, unknown_key
+from snn_lowlat.config import CONFIG_FOLDER, ConfigError, build, checked, unknown_key
 from snn_lowlat.evaluation import COLUMNS
 from snn_lowlat.models import SmallCNN, load_weights
 from snn_lowlat.run import run
 from snn_lowlat.strategies import make_strategy
+from snn_lowlat.training import Classifier
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml"))
 FAST = ("threads=1", "trainer.max_epochs=1", "model.width=4", "trainer.accelerator=cpu", "device=cpu")
@@ -96,13 +100,17 @@ def test_poisson_spikes_take_the_normalisation_into_the_network(tmp_path: Path) 
     assert json.loads((tmp_path / "results.json").read_text())["encoder"] == "poisson"
 
 
-def test_own_pictures(tmp_path: Path) -> None:
+def write_pictures(folder: Path, number: int, size: int) -> None:
     for split in ("train", "test"):
         for brightness, name in enumerate(("dark", "light")):
-            place = tmp_path / "pictures" / split / name
+            place = folder / split / name
             place.mkdir(parents=True)
-            for index in range(6):
-                Image.new("RGB", (12, 12), (180 * brightness + index,) * 3).save(place / f"{index}.png")
+            for index in range(number):
+                Image.new("RGB", (size, size), (180 * brightness + index,) * 3).save(place / f"{index}.png")
+
+
+def test_own_pictures(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures", number=6, size=12)
     overrides = ("data=image_folder", f"data.root={tmp_path / 'pictures'}", "data.image_size=8", "timesteps=2")
     run(composed(*FAST, *overrides), tmp_path / "results")
     content = json.loads((tmp_path / "results" / "results.json").read_text())
@@ -133,6 +141,30 @@ def test_strategy_files_state_the_defaults(name: str) -> None:
     options: Any = OmegaConf.to_container(composed(f"strategy={name}").strategy)
     assert options.pop("name") == name
     assert options == make_strategy(name).options()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml")))
+def test_model_files_state_the_defaults(name: str) -> None:
+    options: Any = OmegaConf.to_container(composed(f"model={name}").model)
+    assert options.pop("name") == name
+    assert options.pop("weights") is None
+    network = get_object(options.pop("_target_"))
+    defaults = {key: parameter.default for key, parameter in inspect.signature(network).parameters.items()}
+    given = {"num_classes", "in_channels", "image_size"}
+    assert {key: tuple(value) if key == "hidden" else value for key, value in options.items()} == {
+        key: value for key, value in defaults.items() if key not in given
+    }
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "datta_beerel"])
+def test_training_files_are_recipes_of_the_classifier(name: str) -> None:
+    config = checked(composed(f"training={name}", "seed=3"))
+    classifier = build(config.training, "training", model=SmallCNN(), num_classes=10)
+    assert isinstance(classifier, Classifier)
+    assert classifier.hparams["seed"] == 3
+    given = set(config.training) - {"_target_"}
+    unused = {"sgd": {"milestones", "gamma"}, "adamw": {"milestones", "gamma", "momentum", "nesterov"}}
+    assert given | unused.get(name, set()) == set(classifier.hparams) - {"num_classes"}
 
 
 def test_every_strategy_has_a_file() -> None:
@@ -167,6 +199,10 @@ def test_every_strategy_has_a_file() -> None:
         (["model.pooling=sum"], "model: pooling"),
         (["model.weights=/nowhere.pt"], r"model\.weights.*nowhere\.pt"),
         (["training.optimizer=lion"], "training: optimizer"),
+        (["model.activation=celling"], "model: .*Did you mean 'ceiling'"),
+        (["resume=/nowhere"], "resume: there is no checkpoint /nowhere"),
+        (["resume=.", "model.weights=w.pt"], "resume.*model.weights"),
+        (["+trainer.callbacks.checkpoint.monitr=x"], "trainer.callbacks.checkpoint.*Did you mean 'monitor'"),
         (["+trainer.max_epoch=1"], "Did you mean 'max_epochs'"),
     ],
 )
@@ -191,7 +227,8 @@ def test_multirun_and_errors_on_the_command_line(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     runs = sorted(path.parent for path in tmp_path.glob("multirun/quickstart/*/*/results.csv"))
-    assert [OmegaConf.load(folder / "config.yaml").strategy.name for folder in runs] == strategies()
+    names = [OmegaConf.load(folder / "config.yaml").strategy.name for folder in runs]
+    assert names == ["optimized_potential", "threshold_balancing"]
     assert [path.name for path in tmp_path.iterdir()] == ["multirun"]
     assert "Tip" not in done.stderr + done.stdout
     assert "Warning" not in done.stderr
@@ -199,6 +236,164 @@ def test_multirun_and_errors_on_the_command_line(tmp_path: Path) -> None:
     assert failed.returncode == 1
     assert "nowhere.pt" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+class Killed(BaseException):
+    """What no handler catches."""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_training_is_the_one_that_was_not_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    options = (
+        *(*FAST[:1], *FAST[2:], "timesteps=1", "trainer.max_epochs=3", "data.limit_test=50"),
+        *("model._target_=test_run.Foreign", "~model.pooling", "model.activation=channel_ceiling"),
+        *("data.augment=true", f"data.num_workers={workers}", "training.mixup=0.4", "training=adamw"),
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(composed(*options), whole)
+
+    def kills(classifier: Classifier, batch: Any, index: int) -> Any:
+        if classifier.current_epoch == 1 and index == 3:
+            raise Killed
+        return training_step(classifier, batch, index)
+
+    training_step = Classifier.training_step
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", kills)
+        with pytest.raises(Killed):
+            # The first time the folder holds no checkpoint yet.
+            run(composed(*options, f"resume={cut}"), cut)
+    assert [path.name for path in (cut / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert not (cut / "ann.pt").exists()
+    seen = []
+
+    def notes(classifier: Classifier, batch: Any, index: int) -> Any:
+        seen.append(classifier.current_epoch)
+        return training_step(classifier, batch, index)
+
+    monkeypatch.setattr(Classifier, "training_step", notes)
+    run(composed(*options, f"resume={cut}"), cut)
+    assert set(seen) == {1, 2}
+    assert same_weights(whole / "ann.pt", cut / "ann.pt")
+    # Nothing is trained again once the training is done, also when the run goes on elsewhere.
+    run(composed(*options, f"resume={cut}"), tmp_path / "elsewhere")
+    assert set(seen) == {1, 2}
+    assert same_weights(whole / "ann.pt", tmp_path / "elsewhere" / "ann.pt")
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    weights, others = (torch.load(file)["state_dict"] for file in (first, second))
+    return weights.keys() == others.keys() and all(torch.equal(value, others[name]) for name, value in weights.items())
+
+
+def test_a_training_is_resumed_only_as_it_was_begun(tmp_path: Path) -> None:
+    run(composed(*FAST, "timesteps=1"), tmp_path)
+    for overrides, message in (
+        (("training.learning_rate=0.05",), r"learning_rate was 0\.1, not 0\.05"),
+        (("model.width=8",), r"another network than SmallCNN"),
+        ((f"resume={tmp_path / 'ann.pt'}",), r"no state of a training; model\.weights"),
+        ((f"resume={tmp_path / 'config.yaml'}",), r"config\.yaml is damaged"),
+    ):
+        with pytest.raises(ConfigError, match=f"resume: .*{message}"):
+            run(composed(*FAST, "timesteps=1", f"resume={tmp_path}", *overrides), tmp_path / "other")
+    longer = (*FAST[:1], *FAST[2:], "trainer.max_epochs=2", "timesteps=1", f"resume={tmp_path}")
+    run(composed(*longer), tmp_path / "longer")
+    assert torch.load(tmp_path / "longer" / "checkpoints" / "last.ckpt")["epoch"] == 1
+
+
+def test_loggers_and_callbacks_are_chosen_by_name(tmp_path: Path) -> None:
+    options = (*FAST[:1], *FAST[2:], "timesteps=1", "trainer.max_epochs=9", "trainer/callbacks=[early_stopping]")
+    stop = ("trainer.callbacks.early_stopping.patience=1", "+trainer.callbacks.early_stopping.min_delta=9")
+    run(composed(*options, *stop, "trainer/logger=csv"), tmp_path)
+    with (tmp_path / "metrics" / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {"epoch", "train_loss", "val_loss", "val_accuracy"} <= rows[0].keys()
+    # The loss can't fall by nine: one epoch to see that, and one of patience.
+    assert max(int(row["epoch"]) for row in rows) == 1
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_tensorboard_writes_into_the_folder_or_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    run(composed(*FAST, "timesteps=1", "trainer/logger=tensorboard"), tmp_path)
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{name}", False)
+    with pytest.raises(ConfigError, match=r"(?s)trainer: .*`tensorboard`.*pip install"):
+        run(composed(*FAST, "timesteps=1", "trainer/logger=tensorboard"), tmp_path)
+
+
+def test_half_precision_is_a_key_of_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    types = set()
+
+    def notes(classifier: Classifier, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        types.add(logits.dtype)
+        return loss(classifier, logits, labels)
+
+    loss = Classifier.loss
+    monkeypatch.setattr(Classifier, "loss", notes)
+    run(composed(*FAST, "timesteps=1", "+trainer.precision=bf16-mixed", "training.channels_last=true"), tmp_path)
+    assert types == {torch.bfloat16}
+    assert load(tmp_path / "snn.pt", model=SmallCNN(width=4)).timesteps == 1
+
+
+@pytest.mark.parametrize(
+    "activation",
+    ["channel_ceiling", {"_target_": "snn_lowlat.training.CeilingReLU", "_partial_": True, "initial": 2.0}],
+)
+@pytest.mark.parametrize("target", ["snn_lowlat.models.SmallCNN", "test_run.Foreign"])
+def test_any_network_can_be_trained_with_ceilings(tmp_path: Path, target: str, activation: Any) -> None:
+    config = composed(*FAST, "timesteps=1", f"model._target_={target}")
+    config.model.activation = activation
+    if target == "test_run.Foreign":
+        del config.model.pooling
+    run(config, tmp_path)
+    weights = torch.load(tmp_path / "ann.pt")["state_dict"]
+    ceilings = [value for name, value in weights.items() if name.endswith("ceiling")]
+    assert [value.numel() for value in ceilings] == ([4, 8, 8] if activation == "channel_ceiling" else [1, 1, 1])
+    assert all((value != 4.0).all() for value in ceilings)
+
+
+class Foreign(torch.nn.Module):
+    """A network that takes no activation, calls its ReLUs as functions, and leaves some activations out."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(1, width, 3)
+        self.second = torch.nn.Conv2d(width, 2 * width, 3)
+        self.third = torch.nn.Linear(32 * width, 2 * width)
+        self.last = torch.nn.Sequential(torch.nn.Dropout(0.2), torch.nn.Linear(2 * width, num_classes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.second(self.first(images).relu()))
+        return self.last(torch.nn.functional.relu(self.third(hidden.flatten(1))))
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_one_goes_on(tmp_path: Path) -> None:
+    package = str(Path(__file__).resolve().parents[1])
+    arguments = ("trainer.strategy=ddp", "trainer.devices=2", "timesteps=2", "compare=[]", "hydra.run.dir=results")
+    done = subprocess.run(
+        [sys.executable, "-m", "snn_lowlat.run", "+experiment=quickstart", *FAST, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": package, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Accuracy in %") == 1
+    assert done.stdout.count("Training took") == 1
+    with (tmp_path / "results" / "results.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 2
+    checkpoint = torch.load(tmp_path / "results" / "checkpoints" / "last.ckpt")
+    # Each process takes half of the 1,294 training pictures, in batches of 64.
+    assert checkpoint["global_step"] == 11
+    load_weights(SmallCNN(width=4), tmp_path / "results" / "ann.pt")
 
 
 def test_threads_are_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,3 +410,4 @@ def test_keys_that_do_not_exist_are_answered_with_those_that_do() -> None:
     answer = unknown_key(["strategy=threshold_balancing", "strategy.initial_potential=half"])
     assert "'initial_potential'. There are: granularity, name" in str(answer)
     assert unknown_key(["strategy=nothing"]) is None
+    assert unknown_key(["trainer/logger=csv", "trainer/callbacks=[early_stopping]"]) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, distributed, fx, nn
 
 from snn_lowlat.calibration.histogram import Histogram
 from snn_lowlat.calibration.statistics import SiteStatistics
@@ -63,6 +63,9 @@ def calibrate(
 ) -> dict[str, SiteStatistics]:
     """Run a network over data and collect the distribution of every site's pre-activations.
 
+    Where ``torch.distributed`` is initialised, every process must call this with a share of the data, and each gets
+    the statistics of all the data.
+
     Parameters
     ----------
     graph : fx.GraphModule
@@ -116,6 +119,7 @@ def calibrate(
             handle.remove()
         for module, flag in training.items():
             module.training = flag
+    histograms = _of_all_processes(histograms)
     return {name: _statistics(name, histograms.get(name), site.ceiling) for name, site in sites.items()}
 
 
@@ -136,6 +140,22 @@ def _observer(name: str, histograms: dict[str, Histogram]) -> Callable[[nn.Modul
             raise CalibrationError(f"the pre-activations at site {name!r} changed in kind: {error}") from error
 
     return observe
+
+
+def _of_all_processes(histograms: dict[str, Histogram]) -> dict[str, Histogram]:
+    """Merge the histograms of all processes that work together, in the same order in each of them."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return histograms
+    shares: list[dict[str, Histogram]] = [{} for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(shares, {name: histogram.to("cpu") for name, histogram in histograms.items()})
+    merged, *others = shares
+    for share in others:
+        for name, histogram in share.items():
+            if name in merged:
+                merged[name].merge(histogram)
+            else:
+                merged[name] = histogram
+    return merged
 
 
 def _statistics(name: str, histogram: Histogram | None, ceiling: Tensor | None) -> SiteStatistics:

@@ -9,7 +9,7 @@ from torch.nn import functional
 __all__ = ["crop_and_flip"]
 
 
-def crop_and_flip(images: Tensor, padding: int = 4) -> Tensor:
+def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
     """Shift every picture by up to ``padding`` pixels and mirror every other one, at random.
 
     The augmentation of He et al., "Deep residual learning for image recognition" (CVPR 2016), section 4.2: zeros are
@@ -19,24 +19,19 @@ def crop_and_flip(images: Tensor, padding: int = 4) -> Tensor:
     ----------
     images : Tensor
         Shape ``[N, C, H, W]``, any dtype; zero is black.
+    generator : Generator
+        Where the random numbers come from.
     padding : int
         Pixels padded on each side.
 
     Returns
     -------
     Tensor
-        Shape ``[N, C, H, W]``. Drawn from torch's global random state.
+        Shape ``[N, C, H, W]``.
     """
-    number, channels, height, width = images.shape
-    padded = functional.pad(images, (padding,) * 4)
-    top = torch.randint(0, 2 * padding + 1, (number, 1))
-    left = torch.randint(0, 2 * padding + 1, (number, 1))
-    rows = top + torch.arange(height)
-    columns = left + torch.arange(width)
-    columns = torch.where(torch.rand(number, 1) < 0.5, columns.flip(1), columns)
-    return padded[
-        torch.arange(number)[:, None, None, None],
-        torch.arange(channels)[None, :, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None, :],
-    ]
+    number, _, height, width = images.shape
+    windows = functional.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    top, left = torch.randint(0, 2 * padding + 1, (2, number), generator=generator)
+    shifted = windows[torch.arange(number), :, top, left]
+    mirrored = torch.rand(number, 1, 1, 1, generator=generator) < 0.5
+    return torch.where(mirrored, shifted.flip(3), shifted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -25,7 +26,8 @@ class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
     """Part of an image source as ``(images, labels)``, converted to float and normalised.
 
     A loader asks it for all indices of a batch at once, so conversion, normalisation and augmentation run on
-    tensors ``[N, C, H, W]`` and never picture by picture.
+    tensors ``[N, C, H, W]`` and never picture by picture. Indices from ``M`` on stand for the same ``M`` pictures
+    again, changed at random in another way.
 
     Parameters
     ----------
@@ -36,7 +38,9 @@ class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
     mean, std : sequence of float or None
         For each channel (or one for all), in pixel values scaled to ``[0, 1]``; ``None`` leaves them there.
     augment : callable, optional
-        Maps uint8 ``[N, C, H, W]`` to uint8 ``[N, C, H, W]``.
+        Maps uint8 ``[N, C, H, W]`` and a generator of random numbers to uint8 ``[N, C, H, W]``.
+    seed : int
+        What the random changes of a batch depend on, besides the batch's first index.
     """
 
     def __init__(
@@ -46,11 +50,13 @@ class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        augment: Callable[[Tensor], Tensor] | None = None,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        seed: int = 0,
     ) -> None:
         self.source = source
         self.indices = indices
         self.augment = augment
+        self.seed = seed
         offset = torch.tensor([0.0] if mean is None else list(mean))
         scale = torch.tensor([1.0] if std is None else list(std))
         # (pixel / maximum - mean) / std as one multiplication and one subtraction.
@@ -72,8 +78,10 @@ class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return pictures ``[N, C, H, W]`` as float and their labels ``[N]``."""
-        chosen = self.indices[torch.as_tensor(indices)]
+        chosen = self.indices[torch.as_tensor(indices) % len(self)]
         images = self.source.images(chosen)
         if self.augment is not None:
-            images = self.augment(images)
+            # No two batches of a training begin with the same index, whichever process prepares them.
+            sequence = np.random.SeedSequence([self.seed, int(indices[0])])
+            images = self.augment(images, torch.Generator().manual_seed(int(sequence.generate_state(1)[0])))
         return images.to(self._factor.dtype).mul_(self._factor).sub_(self._offset), self.source.labels[chosen]

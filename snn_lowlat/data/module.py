@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from snn_lowlat.data.augmentation import crop_and_flip
 from snn_lowlat.data.batches import ImageBatches, as_it_is
-from snn_lowlat.data.sampling import balanced_order, stratified_split
+from snn_lowlat.data.sampling import EpochSampler, balanced_order, stratified_split
 from snn_lowlat.data.sources import ImageSource
 
 __all__ = ["ImageDataModule"]
@@ -45,7 +45,7 @@ class ImageDataModule(LightningDataModule, ABC):
     validation_fraction : float
         Share of the training pictures held out for validation, in ``[0, 1)``.
     seed : int
-        For the splits, the order of training batches and the choice of calibration pictures.
+        For the splits, the order of training batches, their random changes and the choice of calibration pictures.
     limit_test : int, optional
         Use so many test pictures only, evenly of all classes.
     augment : bool
@@ -140,7 +140,10 @@ class ImageDataModule(LightningDataModule, ABC):
             self.source(train=False)
 
     def train_dataloader(self) -> Loader:
-        """Return the training pictures, shuffled by the seed anew in every epoch."""
+        """Return the training pictures, shuffled by the seed anew in every epoch.
+
+        Where several processes train, each gets its share of them.
+        """
         return self._loader(self._training_indices(), shuffle=True, augment=self.augment)
 
     def val_dataloader(self) -> Loader | list[Loader]:
@@ -206,15 +209,21 @@ class ImageDataModule(LightningDataModule, ABC):
             mean=self.mean if self.normalise else None,
             std=self.std if self.normalise else None,
             augment=crop_and_flip if augment else None,
+            seed=self.seed,
         )
+        epoch = 0
+        if self.trainer is not None:
+            # Worker processes ask for indices before Lightning tells the sampler in which epoch a training goes on.
+            epoch = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         return DataLoader(
             batches,
             batch_size=batch_size or self.batch_size,
-            shuffle=shuffle,
+            sampler=EpochSampler(batches, self.seed, epoch) if shuffle else None,
+            # A loader draws a number when it begins, which must not come from those that dropout uses.
+            generator=torch.Generator().manual_seed(self.seed) if shuffle else None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=as_it_is,
-            generator=torch.Generator().manual_seed(self.seed) if shuffle else None,
         )
 
     def _check(self, source: ImageSource, split: str) -> None:

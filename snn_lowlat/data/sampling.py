@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Iterator
 
-__all__ = ["balanced_order", "stratified_split"]
+import torch
+from torch import Tensor, distributed
+from torch.utils.data import Dataset, DistributedSampler
+
+__all__ = ["EpochSampler", "balanced_order", "stratified_split"]
+
+
+class EpochSampler(DistributedSampler[int]):
+    """The order of training samples, shuffled anew in every epoch by the seed and the epoch alone.
+
+    A training that goes on from a checkpoint therefore sees what it would have seen without an interruption. In epoch
+    ``e`` sample ``i`` of ``M`` has the index ``e * M + i``, so that what is random about a sample can depend on the
+    epoch, in whichever process it is prepared. Where several processes train, each gets its share.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Has a length, and takes indices of later epochs.
+    seed : int
+        The same seed gives the same orders.
+    epoch : int
+        The first epoch; each further pass is the next, unless ``set_epoch`` says otherwise, as Lightning does.
+    """
+
+    def __init__(self, dataset: Dataset[object], seed: int, epoch: int = 0) -> None:
+        together = distributed.is_available() and distributed.is_initialized()
+        replicas, rank = (distributed.get_world_size(), distributed.get_rank()) if together else (1, 0)
+        super().__init__(dataset, num_replicas=replicas, rank=rank, shuffle=True, seed=seed)
+        self.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        offset = self.epoch * len(self.dataset)  # type: ignore[arg-type]
+        indices = [offset + index for index in super().__iter__()]
+        self.epoch += 1
+        return iter(indices)
 
 
 def balanced_order(labels: Tensor, seed: int) -> Tensor:

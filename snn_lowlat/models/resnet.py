@@ -1,16 +1,24 @@
-r"""ResNet-20 for pictures of 32 x 32 pixels.
+r"""ResNet-20 and ResNet-18 for pictures of 32 x 32 pixels.
 
-A residual block computes :math:`y = \mathrm{relu}(F(x) + x)`. Where a stage halves the resolution and doubles the
-channels, the identity is taken at every second pixel and the new channels are zero (He et al., "Deep residual learning
-for image recognition", CVPR 2016, section 4.2, option A): the shortcut has no parameters.
+A residual block computes :math:`y = f(F(x) + S(x))` with the activation :math:`f`. Where a stage halves the resolution
+and doubles the channels, the shortcut :math:`S` is either without parameters (every second pixel, new channels zero:
+He et al., "Deep residual learning for image recognition", CVPR 2016, option A in section 3.3) or a convolution of 1 x 1
+pixels (option B).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["ResNet", "ResNet20", "ResidualBlock", "Subsample"]
+from snn_lowlat.training.activations import Activation, make_activation
+
+__all__ = ["ResNet", "ResNet18", "ResNet20", "ResidualBlock", "Subsample"]
+
+_SHORTCUTS = ("convolution", "subsample")
 
 
 class Subsample(nn.Module):
@@ -45,18 +53,36 @@ class ResidualBlock(nn.Module):
         Channels that come in and go out.
     stride : int
         Of the first convolution and of the shortcut.
+    shortcut : {"subsample", "convolution"}
+        What the shortcut does where the shape changes; elsewhere it is the identity.
+    activation : str or callable
+        See :func:`snn_lowlat.training.make_activation`.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int = 1,
+        shortcut: str = "subsample",
+        activation: Activation = "relu",
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.relu1 = nn.ReLU()
+        self.relu1 = make_activation(activation, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.relu2 = nn.ReLU()
-        same = stride == 1 and in_channels == channels
-        self.shortcut: nn.Module = nn.Identity() if same else Subsample(channels - in_channels, stride)
+        self.relu2 = make_activation(activation, channels)
+        self.shortcut: nn.Module
+        if stride == 1 and in_channels == channels:
+            self.shortcut = nn.Identity()
+        elif shortcut == "subsample":
+            self.shortcut = Subsample(channels - in_channels, stride)
+        else:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Map ``[N, in_channels, H, W]`` to ``[N, channels, H / stride, W / stride]``."""
@@ -66,10 +92,11 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The residual network of He et al. (2016, section 4.2) for small pictures: ``6 * blocks + 2`` layers.
+    """A residual network for small pictures: ``2 * stages * blocks + 2`` layers.
 
-    Three stages of 16, 32 and 64 channels, global average pooling, one linear layer. Parameters carry the names that
-    are common for this network (``conv1``, ``bn1``, ``layer1.0.conv1`` ... ``linear``), so published checkpoints load.
+    A convolution of 3 x 3 pixels, stages that each halve the resolution except for the first, global average pooling,
+    one linear layer. Parameters carry the names that are common for these networks (``conv1``, ``bn1``,
+    ``layer1.0.conv1`` ... ``linear``), so published checkpoints load.
 
     Parameters
     ----------
@@ -79,18 +106,41 @@ class ResNet(nn.Module):
         Outputs.
     in_channels : int
         Channels of the pictures.
+    channels : sequence of int
+        Channels of each stage.
+    shortcut : {"subsample", "convolution"}
+        How a block's input is brought to the shape of its output where that differs.
+    activation : str or callable
+        See :func:`snn_lowlat.training.make_activation`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such shortcut or activation.
     """
 
-    def __init__(self, blocks: int, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(
+        self,
+        blocks: int,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        *,
+        channels: Sequence[int] = (16, 32, 64),
+        shortcut: str = "subsample",
+        activation: Activation = "relu",
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.relu = nn.ReLU()
-        self.layer1 = _stage(16, 16, blocks, stride=1)
-        self.layer2 = _stage(16, 32, blocks, stride=2)
-        self.layer3 = _stage(32, 64, blocks, stride=2)
+        if shortcut not in _SHORTCUTS:
+            raise ValueError(f"shortcut must be one of {', '.join(_SHORTCUTS)}, not {shortcut!r}.")
+        self.conv1 = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels[0])
+        self.relu = make_activation(activation, channels[0])
+        self.stages = [f"layer{number}" for number in range(1, len(channels) + 1)]
+        for name, before, after in zip(self.stages, [channels[0], *channels], channels, strict=False):
+            stride = 1 if name == "layer1" else 2
+            self.add_module(name, _stage(before, after, blocks, stride, shortcut=shortcut, activation=activation))
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(64, num_classes)
+        self.linear = nn.Linear(channels[-1], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
@@ -98,18 +148,50 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``."""
         hidden = self.relu(self.bn1(self.conv1(images)))
-        hidden = self.layer3(self.layer2(self.layer1(hidden)))
+        for name in self.stages:
+            hidden = self.get_submodule(name)(hidden)
         logits: Tensor = self.linear(self.pool(hidden).flatten(1))
         return logits
 
 
 class ResNet20(ResNet):
-    """ResNet-20: three blocks in each stage, 0.27 million parameters; parameters as in :class:`ResNet`."""
+    """ResNet-20 (He et al. 2016, section 4.2): three stages of three blocks, 0.27 million parameters.
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
-        super().__init__(3, num_classes=num_classes, in_channels=in_channels)
+    Parameters
+    ----------
+    num_classes, in_channels, activation
+        As in :class:`ResNet`.
+    width : int
+        Channels of the first stage; each further one has twice as many.
+    """
+
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 3, width: int = 16, activation: Activation = "relu"
+    ) -> None:
+        channels = (width, 2 * width, 4 * width)
+        super().__init__(3, num_classes, in_channels, channels=channels, activation=activation)
 
 
-def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
-    first = ResidualBlock(in_channels, channels, stride)
-    return nn.Sequential(first, *(ResidualBlock(channels, channels) for _ in range(blocks - 1)))
+class ResNet18(ResNet):
+    """ResNet-18 as it is used for 32 x 32 pixels: four stages of two blocks, 11.2 million parameters.
+
+    It keeps the resolution where the original (He et al. 2016, section 4.1) begins with a stride and a max-pooling.
+
+    Parameters
+    ----------
+    num_classes, in_channels, activation
+        As in :class:`ResNet`.
+    width : int
+        Channels of the first stage; each further one has twice as many.
+    """
+
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 3, width: int = 64, activation: Activation = "relu"
+    ) -> None:
+        channels = (width, 2 * width, 4 * width, 8 * width)
+        super().__init__(2, num_classes, in_channels, channels=channels, shortcut="convolution", activation=activation)
+
+
+def _stage(in_channels: int, channels: int, blocks: int, stride: int, **options: Any) -> nn.Sequential:
+    first = ResidualBlock(in_channels, channels, stride, **options)
+    return nn.Sequential(first, *(ResidualBlock(channels, channels, **options) for _ in range(blocks - 1)))

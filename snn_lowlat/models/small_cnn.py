@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from snn_lowlat.training.activations import Activation, make_activation
+
 __all__ = ["SmallCNN"]
 
 
 class SmallCNN(nn.Module):
-    """Three blocks of convolution, batch norm and ReLU with two poolings between, then one linear layer.
+    """Three blocks of convolution, batch norm and activation with two poolings between, then one linear layer.
 
     Parameters
     ----------
@@ -22,15 +24,23 @@ class SmallCNN(nn.Module):
         Channels of the first block; the other two have twice as many.
     pooling : {"avg", "max"}
         How 2 x 2 pixels become one.
+    activation : str or callable
+        See :func:`snn_lowlat.training.make_activation`.
 
     Raises
     ------
     ValueError
-        If the pictures are too small or the pooling is not known.
+        If the pictures are too small or the pooling or the activation is not known.
     """
 
     def __init__(
-        self, in_channels: int = 1, num_classes: int = 10, image_size: int = 8, width: int = 16, pooling: str = "avg"
+        self,
+        in_channels: int = 1,
+        num_classes: int = 10,
+        image_size: int = 8,
+        width: int = 16,
+        pooling: str = "avg",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
         if image_size < 4:
@@ -39,7 +49,11 @@ class SmallCNN(nn.Module):
             raise ValueError(f"pooling must be 'avg' or 'max', not {pooling!r}.")
         pool = nn.AvgPool2d if pooling == "avg" else nn.MaxPool2d
         self.features = nn.Sequential(
-            _block(in_channels, width), pool(2), _block(width, 2 * width), pool(2), _block(2 * width, 2 * width)
+            _block(in_channels, width, activation),
+            pool(2),
+            _block(width, 2 * width, activation),
+            pool(2),
+            _block(2 * width, 2 * width, activation),
         )
         self.classifier = nn.Linear(2 * width * (image_size // 4) ** 2, num_classes)
 
@@ -49,7 +63,9 @@ class SmallCNN(nn.Module):
         return logits
 
 
-def _block(in_channels: int, channels: int) -> nn.Sequential:
+def _block(in_channels: int, channels: int, activation: Activation) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
+        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        make_activation(activation, channels),
     )

@@ -1,15 +1,16 @@
-"""Training networks with Lightning, before they are converted."""
+"""Training networks before they are converted: activations made for conversion, and a Lightning module."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from snn_lowlat.training.activations import CeilingReLU
+from snn_lowlat.training.activations import ACTIVATIONS, Activation, CeilingReLU, make_activation
+from snn_lowlat.training.replacement import replace_activations
 
 if TYPE_CHECKING:
     from snn_lowlat.training.classifier import Classifier
 
-__all__ = ["CeilingReLU", "Classifier"]
+__all__ = ["ACTIVATIONS", "Activation", "CeilingReLU", "Classifier", "make_activation", "replace_activations"]
 
 
 def __getattr__(name: str) -> Any:

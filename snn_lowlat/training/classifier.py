@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
+from torchvision.transforms.v2 import MixUp
+
+from snn_lowlat.training.activations import CeilingReLU
 
 __all__ = ["Classifier"]
 
 _OPTIMIZERS = ("adamw", "sgd")
-_SCHEDULES = ("constant", "cosine")
+_SCHEDULES = ("constant", "cosine", "step")
 
 
 class Classifier(LightningModule):
     """Train a network on labelled pictures with cross-entropy.
 
     Logs ``train_loss``, and ``val_loss``, ``val_accuracy``, ``test_loss`` and ``test_accuracy`` (fractions in
-    ``[0, 1]``) once an epoch.
+    ``[0, 1]``) once an epoch. Trainable ceilings are kept positive after each step of the optimizer.
 
     Parameters
     ----------
@@ -30,17 +36,34 @@ class Classifier(LightningModule):
     num_classes : int
         Number of classes.
     optimizer : {"sgd", "adamw"}
-        SGD with Nesterov momentum, or AdamW.
+        SGD with momentum, or AdamW.
     learning_rate : float
         At the start.
     momentum : float
         For SGD.
+    nesterov : bool
+        Nesterov's momentum, for SGD.
     weight_decay : float
-        Applied to convolution and linear weights only, not to biases or batch norm.
-    schedule : {"cosine", "constant"}
-        ``cosine`` lets the learning rate fall to zero over the training, step by step.
+        Applied to convolution and linear weights and to trainable ceilings, not to biases or batch norm.
+    decay_ceilings : bool
+        Whether the weight decay applies to trainable ceilings too, which pulls them down.
+    schedule : {"cosine", "step", "constant"}
+        ``cosine`` lets the learning rate fall to zero over the training, step by step; ``step`` multiplies it by
+        ``gamma`` at each of the ``milestones``.
+    milestones : sequence of float
+        Fractions of the training, in ``(0, 1)``, for the step schedule.
+    gamma : float
+        Factor of the step schedule, in ``(0, 1]``.
     label_smoothing : float
         Probability spread evenly over all classes, in ``[0, 1)``.
+    mixup : float
+        If positive, pictures and labels are mixed in pairs, with weights from the distribution Beta(mixup, mixup)
+        (Zhang et al., "mixup: beyond empirical risk minimization", ICLR 2018).
+    channels_last : bool
+        Lay pictures and weights out with the channels last, which is faster on some processors.
+    seed : int
+        The random numbers of an epoch (dropout, mixup) depend on it and on the epoch alone, so that a training that
+        goes on from a checkpoint goes on as if it had not been interrupted.
 
     Raises
     ------
@@ -56,9 +79,16 @@ class Classifier(LightningModule):
         optimizer: str = "sgd",
         learning_rate: float = 0.1,
         momentum: float = 0.9,
+        nesterov: bool = True,
         weight_decay: float = 5e-4,
+        decay_ceilings: bool = True,
         schedule: str = "cosine",
+        milestones: Sequence[float] = (0.6, 0.8, 0.9),
+        gamma: float = 0.2,
         label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        channels_last: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if optimizer not in _OPTIMIZERS:
@@ -69,26 +99,50 @@ class Classifier(LightningModule):
             raise ValueError(
                 "learning_rate must be positive, weight_decay not negative, momentum and label_smoothing in [0, 1)."
             )
+        milestones = [float(milestone) for milestone in milestones]
+        if not all(0 < milestone < 1 for milestone in milestones) or not 0 < gamma <= 1:
+            raise ValueError(
+                f"milestones must be fractions of the training in (0, 1), gamma in (0, 1]; not {milestones}, {gamma}."
+            )
+        if mixup < 0 or seed < 0:
+            raise ValueError(f"mixup and seed must not be negative, not {mixup} and {seed}.")
         self.save_hyperparameters(ignore=["model"])
-        self.model = model
+        self.model = model.to(memory_format=torch.channels_last) if channels_last else model
+        self.mixup = MixUp(alpha=mixup, num_classes=num_classes) if mixup else None
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
         """Map pictures ``[N, C, H, W]`` to logits ``[N, num_classes]``."""
+        if self.hparams["channels_last"]:
+            images = images.to(memory_format=torch.channels_last)
         logits: Tensor = self.model(images)
         return logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy of logits ``[N, num_classes]`` and labels ``[N]``; override to add terms."""
+        """Return the mean cross-entropy of logits ``[N, num_classes]``; override to add terms.
+
+        Labels are classes ``[N]``, or probabilities ``[N, num_classes]`` with mixup.
+        """
         return functional.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the epoch's random numbers."""
+        sequence = np.random.SeedSequence([self.hparams["seed"], self.current_epoch, self.global_rank])
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the loss of a batch."""
-        images, labels = batch
+        images, labels = batch if self.mixup is None else self.mixup(*batch)
         loss = self.loss(self(images), labels)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Let the optimizer take a step, then keep the ceilings positive."""
+        super().optimizer_step(*args, **kwargs)
+        for activation in self._ceiling_activations():
+            activation.keep_positive()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """Count the right answers of a validation batch."""
@@ -99,24 +153,58 @@ class Classifier(LightningModule):
         self._measure("test", self.test_accuracy, batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer, and the schedule if there is one."""
+        """Return the optimizer, and the schedule if there is one.
+
+        Raises
+        ------
+        ValueError
+            If the schedule needs to know when the training ends, and it has no end.
+        """
         options = self.hparams
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        ceilings = {activation.ceiling for activation in self._ceiling_activations()}
+        decaying: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for parameter in self.parameters():
+            decays = options["decay_ceilings"] if parameter in ceilings else parameter.dim() > 1
+            if parameter.requires_grad:
+                (decaying if decays else others).append(parameter)
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": options["weight_decay"]},
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+            {"params": decaying, "weight_decay": options["weight_decay"]},
+            {"params": others, "weight_decay": 0.0},
         ]
         optimizer: torch.optim.Optimizer
         if options["optimizer"] == "sgd":
-            momentum = options["momentum"]
-            optimizer = torch.optim.SGD(groups, lr=options["learning_rate"], momentum=momentum, nesterov=momentum > 0)
+            momentum, nesterov = options["momentum"], options["nesterov"] and options["momentum"] > 0
+            optimizer = torch.optim.SGD(groups, lr=options["learning_rate"], momentum=momentum, nesterov=nesterov)
         else:
             optimizer = torch.optim.AdamW(groups, lr=options["learning_rate"])
         if options["schedule"] == "constant":
             return optimizer
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"}}
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        options = self.hparams
+        if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
+            raise ValueError(
+                f"the {options['schedule']} schedule needs to know when the training ends: give trainer.max_epochs, or "
+                "training.schedule=constant."
+            )
+
+        def factor(step: int) -> float:
+            if step == 0:
+                # To ask for the length makes the loaders, which is too early before a checkpoint is restored.
+                return 1.0
+            steps = self.trainer.estimated_stepping_batches
+            if options["schedule"] == "cosine":
+                return 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+            passed = sum(round(milestone * steps) <= step for milestone in options["milestones"])
+            return float(options["gamma"] ** passed)
+
+        # A function of the step alone: a resumed training may be given more epochs than it began with.
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+    def _ceiling_activations(self) -> list[CeilingReLU]:
+        return [module for module in self.modules() if isinstance(module, CeilingReLU)]
 
     def _measure(self, stage: str, accuracy: MulticlassAccuracy, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from snn_lowlat.data import CIFAR10, CIFAR100, MNIST, ArchivedImages, Digits, ImageFolder
+from snn_lowlat.data import CIFAR10, CIFAR100, MNIST, ArchivedImages, Digits, ImageDataModule, ImageFolder
 from snn_lowlat.data.augmentation import crop_and_flip
-from snn_lowlat.data.sampling import balanced_order, stratified_split
+from snn_lowlat.data.sampling import EpochSampler, balanced_order, stratified_split
 from snn_lowlat.errors import FileFormatError
 
 
@@ -39,6 +39,12 @@ def write_pictures(folder: Path, classes: tuple[str, ...] = ("cat", "dog"), numb
 def all_of(loader: Any) -> tuple[torch.Tensor, torch.Tensor]:
     images, labels = zip(*loader, strict=True)
     return torch.cat(images), torch.cat(labels)
+
+
+def epochs_of(data: ImageDataModule, number: int) -> Iterator[Any]:
+    """Return the training loader again and again: each time it is gone through is an epoch."""
+    loader = data.train_dataloader()
+    return (loader for _ in range(number))
 
 
 def test_digits_have_disjoint_stratified_splits_in_the_unit_interval() -> None:
@@ -103,6 +109,48 @@ def test_training_order_is_seeded_and_changes_with_the_epoch() -> None:
     first, second = all_of(loader)[1], all_of(loader)[1]
     assert not torch.equal(first, second)
     assert torch.equal(first, all_of(Digits(batch_size=32).train_dataloader())[1])
+
+
+def test_every_epoch_takes_each_picture_once() -> None:
+    data = Digits()
+    number = len(data.calibration_dataloader().dataset)
+    sampler = EpochSampler(range(number), seed=0)
+    for epoch in range(2):
+        assert sorted(sampler) == list(range(epoch * number, (epoch + 1) * number))
+    images = [sorted(image.numpy().tobytes() for image in all_of(loader)[0]) for loader in epochs_of(data, 2)]
+    assert images[0] == images[1]
+
+
+def test_an_epoch_is_the_same_whatever_was_before_and_whoever_prepares_it(tmp_path: Path) -> None:
+    write_archive(tmp_path)
+    one, two = (CIFAR10(tmp_path, augment=True, batch_size=16, num_workers=workers) for workers in (0, 1))
+    first, second, third = [all_of(loader)[0] for loader in epochs_of(one, 3)]
+    assert not torch.equal(first, second)
+    loader = two.train_dataloader()
+    loader.sampler.set_epoch(2)
+    torch.rand(7)
+    assert torch.equal(all_of(loader)[0], third)
+    loader.sampler.set_epoch(0)
+    assert torch.equal(all_of(loader)[0], first)
+
+
+def test_training_batches_leave_the_global_random_numbers_alone(tmp_path: Path) -> None:
+    write_archive(tmp_path)
+    loader = CIFAR10(tmp_path, augment=True).train_dataloader()
+    before = torch.get_rng_state()
+    all_of(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_processes_share_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        shares.append(list(EpochSampler(range(10), seed=0, epoch=1)))
+    assert sorted(shares[0] + shares[1]) == list(range(10, 20))
+    assert len(shares[0]) == len(shares[1]) == 5
 
 
 def test_limit_test_takes_every_class(tmp_path: Path) -> None:
@@ -221,12 +269,11 @@ def test_stratified_split_keeps_a_sample_of_each_class() -> None:
 
 
 def test_crop_and_flip_shifts_and_mirrors_whole_pictures() -> None:
-    torch.manual_seed(0)
     image = torch.arange(1, 2 * 6 * 6 + 1, dtype=torch.uint8).view(1, 2, 6, 6)
     padded = torch.nn.functional.pad(image, (2, 2, 2, 2))
     shifts = [padded[0, :, top : top + 6, left : left + 6] for top in range(5) for left in range(5)]
     candidates = torch.stack(shifts + [shift.flip(-1) for shift in shifts])
-    changed = crop_and_flip(image.expand(400, -1, -1, -1), padding=2)
+    changed = crop_and_flip(image.expand(400, -1, -1, -1), torch.Generator().manual_seed(0), padding=2)
     matches = (changed[:, None] == candidates[None]).flatten(2).all(2)
     assert matches.any(1).all()
     assert matches.any(0).all()

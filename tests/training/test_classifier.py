@@ -9,7 +9,25 @@ from lightning import Trainer, seed_everything
 
 from snn_lowlat.data import Digits
 from snn_lowlat.models import SmallCNN
-from snn_lowlat.training import Classifier
+from snn_lowlat.training import CeilingReLU, Classifier, replace_activations
+
+DIGITS = Digits(batch_size=64)
+
+
+def trainer(folder: Path, **options: Any) -> Trainer:
+    return Trainer(
+        **{"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False, **options},
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+
+
+def few_steps(classifier: Classifier, folder: Path, **options: Any) -> Trainer:
+    """Train for two batches."""
+    short = trainer(folder, limit_train_batches=2, limit_val_batches=0, **options)
+    short.fit(classifier, datamodule=DIGITS)
+    return short
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -18,21 +36,13 @@ def test_three_epochs_learn_digits(tmp_path: Path, options: dict[str, Any]) -> N
     torch.set_num_threads(1)
     seed_everything(0, verbose=False)
     classifier = Classifier(SmallCNN(width=8), num_classes=10, **options)
-    trainer = Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(classifier, datamodule=Digits(batch_size=64))
-    metrics = trainer.callback_metrics
+    three_epochs = trainer(tmp_path, max_epochs=3)
+    three_epochs.fit(classifier, datamodule=DIGITS)
+    metrics = three_epochs.callback_metrics
     assert metrics["val_accuracy"] > 0.9
     assert {"train_loss", "val_loss"} <= metrics.keys()
-    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-6)
-    assert trainer.test(classifier, datamodule=Digits(), verbose=False)[0]["test_accuracy"] > 0.9
+    assert three_epochs.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-6)
+    assert three_epochs.test(classifier, datamodule=DIGITS, verbose=False)[0]["test_accuracy"] > 0.9
 
 
 def test_only_weights_decay() -> None:
@@ -45,9 +55,114 @@ def test_only_weights_decay() -> None:
     assert len(decaying["params"]) + len(others["params"]) == len(list(classifier.parameters()))
 
 
+@pytest.mark.parametrize("decay", [True, False])
+@pytest.mark.parametrize("activation", ["ceiling", "channel_ceiling"])
+def test_ceilings_decay_as_weights_do_unless_exempt(activation: str, decay: bool) -> None:
+    network = replace_activations(SmallCNN(), activation, torch.rand(1, 1, 8, 8))
+    ceilings = {id(module.ceiling) for module in network.modules() if isinstance(module, CeilingReLU)}
+    optimizer: Any = Classifier(network, 10, schedule="constant", decay_ceilings=decay).configure_optimizers()
+    decaying, others = ({id(parameter) for parameter in group["params"]} for group in optimizer.param_groups)
+    assert len(ceilings) == 3
+    assert ceilings <= (decaying if decay else others)
+    assert not ceilings & (others if decay else decaying)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ceilings_stay_positive(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = replace_activations(SmallCNN(width=4), lambda: CeilingReLU(0.01))
+    # A decay of more than the ceiling itself in each step.
+    few_steps(Classifier(network, 10, weight_decay=30.0, learning_rate=0.1, schedule="constant"), tmp_path)
+    ceilings = [module.ceiling.item() for module in network.modules() if isinstance(module, CeilingReLU)]
+    assert min(ceilings) == pytest.approx(CeilingReLU.smallest)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_step_schedule_multiplies_at_its_fractions(tmp_path: Path) -> None:
+    rates = []
+
+    class Recorded(Classifier):
+        def on_train_batch_end(self, *arguments: Any) -> None:
+            rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    classifier = Recorded(SmallCNN(width=4), 10, learning_rate=1.0, schedule="step", milestones=(0.5, 0.8), gamma=0.1)
+    trainer(tmp_path, max_epochs=2, limit_train_batches=5, limit_val_batches=0).fit(classifier, datamodule=DIGITS)
+    # What the next step will use: the rate falls after 5 and after 8 of the 10 steps.
+    assert rates == pytest.approx([1.0] * 4 + [0.1] * 3 + [0.01] * 3)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+def test_schedules_need_an_end_of_the_training(tmp_path: Path, schedule: str) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.max_epochs"):
+        few_steps(Classifier(SmallCNN(width=4), 10, schedule=schedule), tmp_path, max_epochs=-1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mixup_mixes_pictures_and_labels(tmp_path: Path) -> None:
+    batches = []
+
+    class Recorded(Classifier):
+        def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            batches.append(labels)
+            return super().loss(logits, labels)
+
+    few_steps(Recorded(SmallCNN(width=4), 10, mixup=1.0, label_smoothing=0.1), tmp_path)
+    assert len(batches) == 2
+    for labels in batches:
+        assert labels.shape == (64, 10)
+        assert torch.allclose(labels.sum(1), torch.ones(64))
+        assert (labels.count_nonzero(1) == 2).any()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_half_precision_and_channels_last_train_on_a_cpu(tmp_path: Path) -> None:
+    types = []
+    network = replace_activations(SmallCNN(width=4), "channel_ceiling", torch.rand(1, 1, 8, 8))
+    convolution = network.get_submodule("features.2.0")
+    ceiling = network.get_submodule("features.2.2")
+
+    def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        types.append((output.dtype, output.is_contiguous(memory_format=torch.channels_last)))
+
+    ceiling.register_forward_hook(note)
+    before = ceiling.ceiling.detach().clone()
+    few_steps(Classifier(network, 10, channels_last=True), tmp_path, precision="bf16-mixed")
+    assert types == [(torch.bfloat16, True)] * 2
+    assert convolution.weight.dtype == ceiling.ceiling.dtype == torch.float32
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not torch.equal(ceiling.ceiling, before)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_random_numbers_depend_on_the_seed_and_the_epoch(tmp_path: Path) -> None:
+    drawn = []
+
+    class Recorded(Classifier):
+        def on_train_batch_start(self, *arguments: Any) -> None:
+            drawn.append(torch.rand(()).item())
+
+    for epochs, seed in ((2, 0), (2, 0), (1, 1)):
+        torch.rand(len(drawn))
+        classifier = Recorded(SmallCNN(width=4), 10, seed=seed)
+        trainer(tmp_path, max_epochs=epochs, limit_train_batches=1, limit_val_batches=0).fit(classifier, DIGITS)
+    assert drawn[:2] == drawn[2:4]
+    assert len(set(drawn)) == 3
+
+
 @pytest.mark.parametrize(
-    "options", [{"optimizer": "x"}, {"schedule": "x"}, {"learning_rate": 0}, {"label_smoothing": 1}]
+    "options",
+    [
+        {"optimizer": "x"},
+        {"schedule": "x"},
+        {"learning_rate": 0},
+        {"label_smoothing": 1},
+        {"milestones": (0.5, 1.0)},
+        {"gamma": 0},
+        {"mixup": -1},
+        {"seed": -1},
+    ],
 )
 def test_options_are_checked(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match="must"):
         Classifier(SmallCNN(), num_classes=10, **options)
