@@ -1,4 +1,9 @@
-"""Turn a trained ReLU network into a spiking network of a few time steps, inside SpikingJelly."""
+"""Turn a trained ReLU network into a spiking network of a few time steps, inside SpikingJelly or snnTorch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from snn_lowlat.convert import convert
 from snn_lowlat.errors import CalibrationError, ConversionError, FileFormatError, SnnLowlatError
@@ -9,6 +14,11 @@ from snn_lowlat.persistence import load
 from snn_lowlat.plan import Plan, SitePlan
 from snn_lowlat.refinement import Refinement, refinements, register_refinement
 from snn_lowlat.strategies import Strategy, register_strategy, strategies
+
+if TYPE_CHECKING:
+    from snn_lowlat import snntorch as snntorch
+    from snn_lowlat.adapters.nir import from_nir as from_nir
+    from snn_lowlat.adapters.nir import to_nir as to_nir
 
 __version__ = "0.1.0"
 
@@ -32,3 +42,12 @@ __all__ = [
     "register_strategy",
     "strategies",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what not everybody needs when it is asked for: snnTorch's idiom, and NIR, whose package is an extra."""
+    if name == "snntorch":
+        return import_module("snn_lowlat.snntorch")
+    if name in ("from_nir", "to_nir"):
+        return getattr(import_module("snn_lowlat.adapters.nir"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
