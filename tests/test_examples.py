@@ -32,6 +32,16 @@ def test_own_strategy():
     assert min(accuracies.values()) > 0.8
 
 
+def test_nir_exchange(tmp_path, capsys):
+    pytest.importorskip("nir", reason="the package nir is not installed: pip install 'snn_lowlat[nir]'")
+    accuracies = runpy.run_path(str(EXAMPLES / "nir_exchange.py"))["main"](tmp_path / "digits.nir")
+    assert accuracies.keys() == {"as it was", "spikingjelly", "snntorch"}
+    assert min(accuracies.values()) == max(accuracies.values()) > 0.9
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "logits 0.0e+00" in printed
+    assert (tmp_path / "digits.nir").is_file()
+
+
 @pytest.mark.data
 def test_compare_with_spikingjelly(real_data, tmp_path, monkeypatch):
     methods = ["SpikingJelly LocalThresholdBalancing", "optimized_potential"]
@@ -43,3 +53,20 @@ def test_compare_with_spikingjelly(real_data, tmp_path, monkeypatch):
     rows = [row.split("|")[1:-1] for row in (tmp_path / "c.md").read_text().splitlines()]
     assert [row[0].strip() for row in rows[2:]] == methods
     assert float(rows[3][2].strip().rstrip("%")) > 60
+
+
+@pytest.mark.data
+def test_compare_objectives(real_data, tmp_path, monkeypatch):
+    methods = ["optimized_potential, max", "distribution_aware, signed_then_mse"]
+    weights, folder = real_data("weights/akamaster_resnet20-12fca82f.th"), real_data("cifar10.npz").parent
+    arguments = ["--weights", str(weights), "--data", str(folder), "--images", "200", "--timesteps", "1", "2"]
+    arguments += ["--calibration-images", "300", "--methods", *methods, "--output", str(tmp_path / "o.md")]
+    monkeypatch.setattr(sys, "argv", ["compare_objectives.py", *arguments])
+    monkeypatch.syspath_prepend(EXAMPLES)
+    runpy.run_path(str(EXAMPLES / "compare_objectives.py"), run_name="__main__")
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in (tmp_path / "o.md").read_text().splitlines()]
+    assert rows[0][1:] == ["T = 1", "T = 2", "T = 1 + bias_correction", "T = 2 + bias_correction"]
+    assert [row[0] for row in rows[2:]] == ["ANN", *methods]
+    ann, by_maximum, by_distribution = ([float(cell) for cell in row[1:]] for row in rows[2:])
+    assert min(ann) > 85
+    assert all(ours > other for ours, other in zip(by_distribution, by_maximum, strict=True))

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from snn_lowlat.calibration import SiteStatistics
-from snn_lowlat.errors import unknown_name
 from snn_lowlat.plan import SitePlan
+from snn_lowlat.strategies.initial_potential import check_initial_potential, potential_fraction
 from snn_lowlat.strategies.registry import register_strategy
 from snn_lowlat.strategies.threshold_strategy import ThresholdStrategy
 from snn_lowlat.strategies.thresholds import best_fraction
 
 __all__ = ["OptimizedPotential"]
-
-_NAMED = {"half": 0.5, "zero": 0.0}
 
 
 @register_strategy("optimized_potential")
@@ -51,17 +48,8 @@ class OptimizedPotential(ThresholdStrategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = self.initial_potential
-        if isinstance(given, str):
-            if given not in (*_NAMED, "calibrated"):
-                raise unknown_name("initial potential", given, (*_NAMED, "calibrated"))
-        elif isinstance(given, Mapping):
-            object.__setattr__(self, "initial_potential", {str(site): _fractions(site, given[site]) for site in given})
-        elif isinstance(given, bool) or not isinstance(given, (int, float)) or not -1.0 <= given <= 1.0:
-            raise ValueError(
-                "initial_potential must be 'half', 'zero', 'calibrated', a fraction of the threshold from -1 to 1, or "
-                f"a mapping of site names to such fractions; not {given!r}."
-            )
+        given = check_initial_potential(self.initial_potential, "calibrated")
+        object.__setattr__(self, "initial_potential", given)
 
     def plan(self, statistics: SiteStatistics, timesteps: int) -> SitePlan:
         """Plan one site's neurons.
@@ -80,7 +68,7 @@ class OptimizedPotential(ThresholdStrategy):
         CalibrationError
             If the site is dead.
         """
-        fraction = self._fraction(statistics)
+        fraction = potential_fraction(self.initial_potential, statistics)
         threshold = self.thresholds(statistics, timesteps, fraction)
         if fraction is None:
             if self.granularity == "channel":
@@ -88,30 +76,3 @@ class OptimizedPotential(ThresholdStrategy):
             fraction = best_fraction(statistics, threshold, timesteps)
         threshold = threshold.float()
         return SitePlan(threshold=threshold, initial_potential=fraction.float() * threshold, amplitude=threshold)
-
-    def _fraction(self, statistics: SiteStatistics) -> Tensor | None:
-        given = self.initial_potential
-        if isinstance(given, Mapping):
-            if statistics.name not in given:
-                raise unknown_name("site in initial_potential:", statistics.name, given)
-            fraction = given[statistics.name]
-            channels = statistics.histogram.channels
-            if fraction.dim() == 1 and fraction.numel() != channels:
-                raise ValueError(
-                    f"initial_potential of site {statistics.name!r} has {fraction.numel()} values for {channels} "
-                    "channels."
-                )
-            return fraction
-        if isinstance(given, str):
-            return torch.tensor(_NAMED[given]) if given in _NAMED else None
-        return torch.tensor(float(given))
-
-
-def _fractions(site: object, given: object) -> Tensor:
-    value = torch.as_tensor(given).detach().cpu().clone()
-    value = value if value.is_floating_point() else value.float()
-    if value.dim() > 1 or value.numel() == 0 or not bool((value.abs() <= 1).all()):
-        raise ValueError(
-            f"initial_potential of site {site!r} must be fractions of the threshold from -1 to 1, one or one a channel."
-        )
-    return value

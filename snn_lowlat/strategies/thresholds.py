@@ -15,6 +15,7 @@ __all__ = [
     "RULES",
     "StaircaseError",
     "best_fraction",
+    "cautious",
     "check_rule",
     "check_timesteps",
     "find_threshold",
@@ -217,7 +218,7 @@ def _unscaled(
         threshold = torch.where(threshold > 0, threshold, positive).minimum(reach)
     else:
         threshold = _least_error(StaircaseError(histogram, ceiling, timesteps), reach, fraction)
-    threshold = _cautious(threshold, reach, histogram, largest * _SMALLEST_RELATIVE)
+    threshold = cautious(threshold, reach, histogram)
     return threshold[0] if granularity == "layer" else threshold
 
 
@@ -252,6 +253,30 @@ def best_fraction(statistics: SiteStatistics, threshold: Tensor, timesteps: int)
         best = _pick(grid, error(candidates, grid))
         span /= 4
     return best.reshape(threshold.shape)
+
+
+def cautious(threshold: Tensor, reach: Tensor, histogram: Histogram) -> Tensor:
+    """Keep dead and nearly dead channels from getting thresholds that mean nothing; see :func:`find_threshold`.
+
+    Parameters
+    ----------
+    threshold : Tensor
+        Of shape ``[C]``; those of dead channels are not read.
+    reach : Tensor
+        The largest activation of each channel, ``[C]``; not positive for a dead one.
+    histogram : Histogram
+        Of ``C`` channels, at least one of them alive.
+
+    Returns
+    -------
+    Tensor
+        Of shape ``[C]``, positive.
+    """
+    live = reach > 0
+    rare = live & (histogram.positives() < _NEARLY_DEAD * histogram.count)
+    threshold = torch.where(rare, torch.maximum(reach, histogram.variance.sqrt()), threshold)
+    smallest = float(histogram.maximum.max()) * _SMALLEST_RELATIVE
+    return torch.where(live, threshold, threshold[live].max()).clamp(min=smallest)
 
 
 def check_rule(rule: str, percentile: float, granularity: str, scale: float = 1.0) -> None:
@@ -333,11 +358,3 @@ def _least_error(error: StaircaseError, reach: Tensor, fraction: Tensor | None) 
 
 def _pick(candidates: Tensor, error: Tensor) -> Tensor:
     return candidates.gather(1, error.argmin(1, keepdim=True))[:, 0]
-
-
-def _cautious(threshold: Tensor, reach: Tensor, histogram: Histogram, smallest: float) -> Tensor:
-    """Keep dead and nearly dead channels from getting thresholds that mean nothing."""
-    live = reach > 0
-    rare = live & (histogram.positives() < _NEARLY_DEAD * histogram.count)
-    threshold = torch.where(rare, torch.maximum(reach, histogram.variance.sqrt()), threshold)
-    return torch.where(live, threshold, threshold[live].max()).clamp(min=smallest)

@@ -76,13 +76,14 @@ def make_images(count=24):
     return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def step_by_step(snn, images):
-    """Run the host's network as its users do, in a time loop; returns each step's output."""
-    snn.reset()
+def step_by_step(snn, images, reset=True):
+    """Run the host's network as its users do, in a time loop; returns the output of the last window's steps."""
+    if reset:
+        snn.reset()
     with torch.no_grad():
-        outputs = [snn.network(images) for _ in range(snn.timesteps)]
+        outputs = [snn.network(images) for _ in range(snn.latency_steps)]
     snn.reset()
-    return torch.stack(outputs)
+    return torch.stack(outputs[-snn.timesteps :])
 
 
 def recorded(snn, images, steps):
@@ -98,4 +99,5 @@ def recorded(snn, images, steps):
     outputs = step_by_step(snn, images) if steps else host.run(snn.network, images.expand(*shape, *images.shape[1:]))
     for handle in handles:
         handle.remove()
-    return outputs, {name: torch.stack(values).flatten().unflatten(0, (*shape, -1)) for name, values in seen.items()}
+    windows = {name: torch.stack(values[-snn.timesteps :]) for name, values in seen.items()}
+    return outputs, {name: values.flatten().unflatten(0, (*shape, -1)) for name, values in windows.items()}
