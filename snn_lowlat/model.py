@@ -20,7 +20,7 @@ from snn_lowlat.graph import describe, rebuild
 from snn_lowlat.neurons import NEURONS
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.refinement import Refinement
-from snn_lowlat.simulation import micro_batches
+from snn_lowlat.simulation import is_counted, micro_batches
 from snn_lowlat.strategies import Strategy
 
 __all__ = ["Provenance", "SpikingModel"]
@@ -144,8 +144,17 @@ class SpikingModel(nn.Module):
         neurons = {site.neuron for site in self.plan.values()}
         return max(NEURONS[neuron].latency_steps(timesteps, self.depth) for neuron in neurons)
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether counts say all there is to know: every neuron sees its whole window before it fires.
+
+        Such a network equals one with quantised activations, and calling it evaluates the counts of its spikes in one
+        pass, whatever the number of steps; :meth:`simulate` runs the spikes.
+        """
+        return is_counted(self.plan)
+
     def forward(self, images: Tensor) -> Tensor:
-        """Return the readout after the last step.
+        """Return the readout after the last step: in one pass if :attr:`is_counted`, else spike by spike.
 
         Parameters
         ----------
@@ -157,11 +166,39 @@ class SpikingModel(nn.Module):
         Tensor
             Logits ``[N, classes]``: the output averaged over the steps.
         """
-        return self.readout(images)[-1]
+        return self.count(images) if self.is_counted else self.simulate(images)
 
     def simulate(self, images: Tensor) -> Tensor:
-        """Return the same as calling the network, always computed spike by spike."""
+        """Return the readout after the last step, always computed spike by spike."""
         return self.readout(images)[-1]
+
+    @torch.no_grad()
+    def count(self, images: Tensor, timesteps: int | None = None) -> Tensor:
+        """Return the readout after the last step from the counts of the spikes, in one pass.
+
+        Parameters
+        ----------
+        images : Tensor
+            A batch ``[N, ...]``, as the original network takes it.
+        timesteps : int, optional
+            The length of every layer's window instead of the one planned for.
+
+        Returns
+        -------
+        Tensor
+            Logits ``[N, classes]``.
+
+        Raises
+        ------
+        ValueError
+            If the network is not counted, images have another shape than those it was converted with, or ``timesteps``
+            is less than 1.
+        """
+        if not self.is_counted:
+            raise ValueError("its neurons fire as their input arrives, so counts are not enough: use simulate().")
+        timesteps = self._checked(images, timesteps)
+        currents = images if self.encoder == "direct" else self._encoded(images, timesteps).mean(0)
+        return get_backend(self.backend).count(self.network, currents, timesteps)
 
     @torch.no_grad()
     def readout(self, images: Tensor, timesteps: int | None = None) -> Tensor:
@@ -177,13 +214,26 @@ class SpikingModel(nn.Module):
         Returns
         -------
         Tensor
-            ``[T, N, classes]``: entry ``t`` is the output averaged over steps ``1 .. t+1``.
+            ``[T, N, classes]``: entry ``t`` is the output averaged over steps ``1 .. t+1``, where neurons see their
+            whole window first, over those of the last window.
 
         Raises
         ------
         ValueError
             If images have another shape than those it was converted with, or ``timesteps`` is less than 1.
         """
+        timesteps = self._checked(images, timesteps)
+        host = get_backend(self.backend)
+        currents = self._encoded(images, timesteps)
+        outputs = [
+            host.run(self.network, part.transpose(0, 1))
+            for part in micro_batches(currents.transpose(0, 1), timesteps, self.micro_batch)
+        ]
+        steps = torch.arange(1, timesteps + 1, device=images.device)
+        total = torch.cat(outputs, dim=1).cumsum(0)
+        return total / steps.view(-1, *[1] * (total.dim() - 1))
+
+    def _checked(self, images: Tensor, timesteps: int | None) -> int:
         timesteps = self.timesteps if timesteps is None else timesteps
         if timesteps < 1:
             raise ValueError(f"timesteps must be at least 1, not {timesteps}.")
@@ -193,15 +243,10 @@ class SpikingModel(nn.Module):
                 f"this network was converted for inputs [N, {', '.join(map(str, expected))}], not "
                 f"{list(images.shape)}: convert it again with calibration images of that size."
             )
-        host = get_backend(self.backend)
-        currents = make_encoder(self.encoder)(images, timesteps, self.seed)
-        outputs = [
-            host.run(self.network, part.transpose(0, 1))
-            for part in micro_batches(currents.transpose(0, 1), timesteps, self.micro_batch)
-        ]
-        steps = torch.arange(1, timesteps + 1, device=images.device)
-        total = torch.cat(outputs, dim=1).cumsum(0)
-        return total / steps.view(-1, *[1] * (total.dim() - 1))
+        return timesteps
+
+    def _encoded(self, images: Tensor, timesteps: int) -> Tensor:
+        return make_encoder(self.encoder)(images, timesteps, self.seed)
 
     def reset(self) -> None:
         """Put every neuron of the host's network into its initial state."""

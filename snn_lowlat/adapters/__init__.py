@@ -30,6 +30,9 @@ class Backend(Protocol):
     def run(self, network: nn.Module, inputs: Tensor) -> Tensor:
         """Reset the network and run input currents ``[T, N, ...]``; returns each step's output, ``[T, N, classes]``."""
 
+    def count(self, network: nn.Module, inputs: Tensor, timesteps: int) -> Tensor:
+        """Map a window's mean input ``[N, ...]`` to the mean output, in one pass on the counts of its spikes."""
+
     def reset(self, network: nn.Module) -> None:
         """Put every neuron into its initial state."""
 

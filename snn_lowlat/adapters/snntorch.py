@@ -18,14 +18,18 @@ from snntorch import surrogate
 from torch import Tensor, fx, nn
 
 from snn_lowlat.errors import SnnLowlatError, unknown_name
-from snn_lowlat.graph import current_shapes, find_sites, without_ceilings
-from snn_lowlat.neurons import integrate_and_fire_sequence
+from snn_lowlat.graph import MAX_POOLS, current_shapes, find_sites, without_ceilings
+from snn_lowlat.neurons import accumulate_then_fire, integrate_and_fire_sequence, spike_counts, spread_spikes
 from snn_lowlat.plan import Plan, SitePlan
+from snn_lowlat.simulation import is_counted, pool_charges
 
 __all__ = [
+    "AccumulateThenFire",
+    "ChargeMaxPool",
     "IntegrateAndFire",
     "Surrogate",
     "build",
+    "count",
     "current_plan",
     "make_learnable",
     "reset",
@@ -126,13 +130,13 @@ class IntegrateAndFire(snntorch.Leaky):  # type: ignore[misc]
         )
         snntorch.SpikingNeuron.instances.remove(self)
         self.register_buffer("initial_potential", _spread(plan.initial_potential, dimensions))
-        self.timesteps: int | None = None
+        self.folded_steps: int | None = None
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor:
         """Map the currents of one step ``[N, C, ...]`` to spikes times the amplitude, of the same shape."""
-        if self.timesteps is None:
+        if self.folded_steps is None:
             return super().forward(input_, mem)  # type: ignore[no-any-return]
-        return self._window(input_.reshape(self.timesteps, -1, *input_.shape[1:])).flatten(0, 1)
+        return self._window(input_.reshape(self.folded_steps, -1, *input_.shape[1:])).flatten(0, 1)
 
     def fire(self, mem: Tensor) -> Tensor:
         """Return the spikes times the amplitude."""
@@ -187,6 +191,156 @@ class IntegrateAndFire(snntorch.Leaky):  # type: ignore[misc]
         return spikes * self.graded_spikes_factor.detach()  # type: ignore[no-any-return]
 
 
+class _WindowModule(nn.Module):
+    """What has to see a whole window: in a time loop, windows of ``timesteps`` steps stream through it.
+
+    Each layer fires in the window after the one it has seen, as pipelined hardware does. With :attr:`counting` set,
+    the module maps a window's mean currents to its mean output instead; with :attr:`folded_steps`, one whole window
+    ``[T * N, C, ...]``.
+    """
+
+    step: int
+    mem: Tensor | None
+
+    def __init__(self, *args: Any, timesteps: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.timesteps = timesteps
+        self.counting: int | None = None
+        self.folded_steps: int | None = None
+        self.reset_mem()
+
+    def forward(self, input_: Tensor) -> Tensor:
+        """Map the currents of one step ``[N, C, ...]`` to the output of one step."""
+        if self.counting is not None:
+            return self.mean_output(input_, self.counting)
+        if self.folded_steps is not None:
+            return self.window(input_.reshape(self.folded_steps, -1, *input_.shape[1:])).flatten(0, 1)
+        # A new window starts after the last step of one, and where the batch's size changes.
+        fresh = self.mem is None or self.mem.shape != input_.shape
+        self.step = 1 if fresh else self.step % self.timesteps + 1
+        return self.stream(input_)
+
+    def reset_mem(self) -> None:
+        """Start a new window, with nothing left of the ones before."""
+        self.step = 0
+        self.mem = None
+
+    def stream(self, current: Tensor) -> Tensor:
+        """Map the currents of step :attr:`step`, ``[N, C, ...]``, to the output of one step."""
+        raise NotImplementedError
+
+    def window(self, currents: Tensor) -> Tensor:
+        """Map a window's currents to the output of the window that follows, ``[T, N, C, ...]``."""
+        raise NotImplementedError
+
+    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
+        """Map the mean currents of a window of so many steps to the mean output, both ``[N, C, ...]``."""
+        raise NotImplementedError
+
+
+class AccumulateThenFire(_WindowModule, snntorch.SpikingNeuron):  # type: ignore[misc]
+    """Neurons that add up the currents of a window and fire in the next; see :func:`snn_lowlat.neurons.spike_counts`.
+
+    ``mem`` is what the window's currents add up to so far. A network of these, stepped with the same input in each
+    window, gives its output in window ``depth + 1``: run it for ``SpikingModel.latency_steps`` steps and average the
+    last ``timesteps`` outputs. No gradients pass.
+
+    Parameters
+    ----------
+    plan : SitePlan
+        Threshold, initial potential and amplitude, ``[]`` or ``[C]``, and the window's length ``timesteps``.
+    dimensions : int
+        The number of dimensions of the currents, ``[N, C, ...]``: two or more.
+    """
+
+    threshold: Tensor
+    graded_spikes_factor: Tensor
+    initial_potential: Tensor
+
+    def __init__(self, plan: SitePlan, dimensions: int) -> None:
+        super().__init__(
+            threshold=_spread(plan.threshold, dimensions),
+            graded_spikes_factor=_spread(plan.amplitude, dimensions),
+            spike_grad=Surrogate(),
+            init_hidden=True,
+            timesteps=int(plan.parameters["timesteps"]),
+        )
+        snntorch.SpikingNeuron.instances.remove(self)
+        self.register_buffer("initial_potential", _spread(plan.initial_potential, dimensions))
+
+    def reset_mem(self) -> None:
+        """Start a new window, with nothing left of the ones before."""
+        super().reset_mem()
+        self.counts: Tensor | None = None
+
+    def stream(self, current: Tensor) -> Tensor:
+        """Map the currents of one step to the spikes of one step, those of the window before, times the amplitude."""
+        if self.counts is None or self.counts.shape != current.shape:
+            self.counts = torch.zeros_like(current)
+        spikes = spread_spikes(self.counts, self.step, self.timesteps)
+        self.mem = current.detach() if self.mem is None or self.step == 1 else self.mem + current.detach()
+        if self.step == self.timesteps:
+            self.counts = self._counts(self.mem, self.timesteps)
+        return spikes * self.graded_spikes_factor
+
+    def window(self, currents: Tensor) -> Tensor:
+        """Map a window's currents to the spikes of the window that follows, times the amplitude."""
+        spikes = accumulate_then_fire(currents, _flat(self.threshold), _flat(self.initial_potential))
+        return spikes * self.graded_spikes_factor
+
+    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
+        """Map mean currents to firing rates times the amplitude."""
+        return self._counts(mean * timesteps, timesteps) / timesteps * self.graded_spikes_factor
+
+    def site_plan(self, plan: SitePlan) -> SitePlan:
+        """Return the site's plan with the values that these neurons have now."""
+        return replace(
+            plan,
+            threshold=_flat(self.threshold),
+            initial_potential=_flat(self.initial_potential),
+            amplitude=_flat(self.graded_spikes_factor),
+        )
+
+    def extra_repr(self) -> str:
+        """Show how many thresholds there are, and the window."""
+        return f"thresholds={self.threshold.numel()}, timesteps={self.timesteps}"
+
+    def _counts(self, charge: Tensor, timesteps: int) -> Tensor:
+        return spike_counts(charge, timesteps, _flat(self.threshold), _flat(self.initial_potential))
+
+
+class ChargeMaxPool(_WindowModule):
+    """A max-pool in front of :class:`AccumulateThenFire`: it pools what a window's currents add up to.
+
+    Parameters
+    ----------
+    pool : Module
+        Torch's max-pool.
+    timesteps : int
+        The window's length.
+    """
+
+    def __init__(self, pool: nn.Module, timesteps: int) -> None:
+        super().__init__(timesteps=timesteps)
+        self.pool: nn.Module = pool
+
+    def stream(self, current: Tensor) -> Tensor:
+        """Map ``[N, C, ...]`` to pooled currents."""
+        if self.step == 1 or self.mem is None:
+            self.mem = current
+            return self.pool(current)  # type: ignore[no-any-return]
+        before, self.mem = self.mem, self.mem + current
+        return self.pool(self.mem) - self.pool(before)  # type: ignore[no-any-return]
+
+    def window(self, currents: Tensor) -> Tensor:
+        """Map ``[T, N, C, ...]`` to pooled currents."""
+        return pool_charges(self.pool, currents)
+
+    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
+        """Pool ``[N, C, ...]``."""
+        return self.pool(mean)  # type: ignore[no-any-return]
+
+
 def _spread(values: Tensor, dimensions: int) -> Tensor:
     """Shape one value, or one a channel, so that snnTorch's operations broadcast it over ``[N, C, ...]``."""
     return values.reshape(-1, *[1] * (dimensions - 2)).clone() if values.dim() else values.clone()
@@ -199,6 +353,7 @@ def _flat(values: Tensor) -> Tensor:
 _NEURONS: dict[str, Callable[[SitePlan, int], nn.Module]] = {
     "integrate_and_fire": IntegrateAndFire,
     "leaky_integrate_and_fire": IntegrateAndFire,
+    "accumulate_then_fire": AccumulateThenFire,
 }
 """How each neuron model is built from snnTorch's modules."""
 
@@ -234,6 +389,11 @@ def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.G
             raise unknown_name("snnTorch neuron", site_plan.neuron, _NEURONS)
         neurons = _NEURONS[site_plan.neuron](site_plan, len(shapes[site.name]) + 1)
         setattr(network, site.name, neurons.to(reference))
+    if is_counted(plan):
+        timesteps = max(int(site_plan.parameters["timesteps"]) for site_plan in plan.values())
+        for name, module in list(network.named_children()):
+            if isinstance(module, MAX_POOLS):
+                setattr(network, name, ChargeMaxPool(module, timesteps))
     return network.eval()
 
 
@@ -247,7 +407,7 @@ def reset(network: nn.Module) -> None:
         are reset too.
     """
     for module in network.modules():
-        if isinstance(module, snntorch.SpikingNeuron) and hasattr(module, "reset_mem"):
+        if isinstance(module, (snntorch.SpikingNeuron, _WindowModule)) and hasattr(module, "reset_mem"):
             module.reset_mem()
 
 
@@ -258,25 +418,36 @@ def run(network: nn.Module, inputs: Tensor) -> Tensor:
     Time is folded into the batch, layer by layer: the spikes are those of a time loop.
     """
     reset(network)
-    with _whole_windows(network, inputs.shape[0]):
+    with _on_all(network, "folded_steps", inputs.shape[0]):
         return network(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])  # type: ignore[no-any-return]
 
 
+@torch.no_grad()
+def count(network: nn.Module, inputs: Tensor, timesteps: int) -> Tensor:
+    """Map the mean input of a window ``[N, ...]`` to the mean output ``[N, classes]``, in one pass on spike counts.
+
+    Only for networks whose neurons all see their whole window before they fire.
+    """
+    with _on_all(network, "counting", timesteps):
+        return network(inputs)  # type: ignore[no-any-return]
+
+
 @contextmanager
-def _whole_windows(network: nn.Module, timesteps: int) -> Iterator[None]:
-    neurons = spiking_layers(network).values()
-    for layer in neurons:
-        layer.timesteps = timesteps  # type: ignore[assignment]
+def _on_all(network: nn.Module, attribute: str, value: int) -> Iterator[None]:
+    modules = [module for module in network.modules() if hasattr(module, attribute)]
+    for module in modules:
+        setattr(module, attribute, value)
     try:
         yield
     finally:
-        for layer in neurons:
-            layer.timesteps = None  # type: ignore[assignment]
+        for module in modules:
+            setattr(module, attribute, None)
 
 
 def spiking_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Return the neuron modules by the names of their sites, in order."""
-    return {name: module for name, module in network.named_modules() if isinstance(module, IntegrateAndFire)}
+    kinds = (IntegrateAndFire, AccumulateThenFire)
+    return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:

@@ -16,7 +16,8 @@ Every registered strategy is also a recipe that the stock converter runs, by nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,17 +29,21 @@ from spikingjelly.activation_based.ann2snn.recipes.step_mode_adapters import ada
 from torch import Tensor, fx, nn
 
 from snn_lowlat.errors import unknown_name
-from snn_lowlat.graph import find_sites, without_ceilings
-from snn_lowlat.neurons import integrate_and_fire_sequence
+from snn_lowlat.graph import MAX_POOLS, find_sites, without_ceilings
+from snn_lowlat.neurons import accumulate_then_fire, integrate_and_fire_sequence, spike_counts, spread_spikes
 from snn_lowlat.plan import Plan, SitePlan
+from snn_lowlat.simulation import is_counted, pool_charges
 
 if TYPE_CHECKING:
     from snn_lowlat.strategies import Strategy
 
 __all__ = [
+    "AccumulateThenFireNode",
+    "ChargeMaxPool",
     "IntegrateAndFireNode",
     "LowLatencyRecipe",
     "build",
+    "count",
     "current_plan",
     "reset",
     "run",
@@ -104,6 +109,118 @@ class IntegrateAndFireNode(neuron.ActivationAwareIFNode):  # type: ignore[misc]
         return self.leak == 1 and super()._can_use_registered_multi_step(x_seq, v)
 
 
+class _WindowModule(base.MemoryModule):  # type: ignore[misc]
+    """What has to see a whole window: in multi-step mode one window is given whole, in single-step mode it streams.
+
+    In single-step mode windows of ``timesteps`` steps follow one another, and each layer fires in the window after the
+    one it has seen, as pipelined hardware does. With :attr:`counting` set, the module maps a window's mean currents
+    to its mean output instead.
+    """
+
+    step: int
+    charge: Any
+
+    def __init__(self, timesteps: int) -> None:
+        super().__init__()
+        self.timesteps = timesteps
+        self.counting: int | None = None
+        self.register_memory("step", 0)
+        self.register_memory("charge", None)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Map ``[N, C, ...]``, or ``[T, N, C, ...]`` in multi-step mode, to the same shape."""
+        if self.counting is not None:
+            return self.mean_output(x, self.counting)
+        return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+
+    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
+        """Map the mean currents of a window of so many steps to the mean output, both ``[N, C, ...]``."""
+        raise NotImplementedError
+
+    def add(self, current: Tensor) -> int:
+        """Add one step's currents to the window's charge; return the step's number in the window, from 1.
+
+        A new window starts after the last step of one, and where the batch's size changes.
+        """
+        fresh = not isinstance(self.charge, Tensor) or self.charge.shape != current.shape
+        self.step = 1 if fresh else self.step % self.timesteps + 1
+        self.charge = current if self.step == 1 else self.charge + current
+        return self.step
+
+    def extra_repr(self) -> str:
+        """Show the window and the step mode."""
+        return f"timesteps={self.timesteps}, step_mode={self.step_mode}"
+
+
+class AccumulateThenFireNode(_WindowModule):
+    """Neurons that add up the currents of a window and fire in the next; see :func:`snn_lowlat.neurons.spike_counts`.
+
+    A network of these, stepped in single-step mode with the same input in each window, gives its output in window
+    ``depth + 1``: run it for ``SpikingModel.latency_steps`` steps and average the last ``timesteps`` outputs.
+
+    Parameters
+    ----------
+    plan : SitePlan
+        Threshold and initial potential, ``[]`` or ``[C]``, and the window's length ``timesteps`` as a parameter.
+    """
+
+    def __init__(self, plan: SitePlan) -> None:
+        super().__init__(int(plan.parameters["timesteps"]))
+        self.register_buffer("v_threshold", plan.threshold.clone())
+        self.register_buffer("v_offset", plan.initial_potential.clone())
+        self.counts: Any
+        self.register_memory("counts", None)
+
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        """Take the currents of one step and return the spikes of one step: those of the window before."""
+        step = self.add(x)
+        if not isinstance(self.counts, Tensor) or self.counts.shape != x.shape:
+            self.counts = torch.zeros_like(x)
+        spikes = spread_spikes(self.counts, step, self.timesteps)
+        if step == self.timesteps:
+            self.counts = spike_counts(self.charge, self.timesteps, self.v_threshold, self.v_offset)
+        return spikes
+
+    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+        """Map one window's currents to the spikes of the window that follows, ``[T, N, C, ...]``."""
+        return accumulate_then_fire(x_seq, self.v_threshold, self.v_offset)
+
+    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
+        """Map mean currents to firing rates, ``[N, C, ...]``."""
+        return spike_counts(mean * timesteps, timesteps, self.v_threshold, self.v_offset) / timesteps
+
+
+class ChargeMaxPool(_WindowModule):
+    """A max-pool in front of :class:`AccumulateThenFireNode`: it pools what a window's currents add up to.
+
+    Parameters
+    ----------
+    pool : Module
+        Torch's max-pool.
+    timesteps : int
+        The window's length.
+    """
+
+    def __init__(self, pool: nn.Module, timesteps: int) -> None:
+        super().__init__(timesteps)
+        self.pool = pool
+
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        """Map ``[N, C, ...]`` to pooled currents."""
+        before = self.charge
+        if self.add(x) == 1:
+            return self.pool(x)  # type: ignore[no-any-return]
+        return self.pool(self.charge) - self.pool(before)  # type: ignore[no-any-return]
+
+    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+        """Map ``[T, N, C, ...]`` to pooled currents."""
+        return pool_charges(self.pool, x_seq)
+
+    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
+        """Pool ``[N, C, ...]``."""
+        return self.pool(mean)  # type: ignore[no-any-return]
+
+
 def _integrate_and_fire(plan: SitePlan) -> nn.Module:
     leak = plan.parameters.get("leak", 1.0)
     return IntegrateAndFireNode(plan.threshold, plan.initial_potential, channel_dim=_CHANNEL_DIM, leak=leak)
@@ -112,6 +229,7 @@ def _integrate_and_fire(plan: SitePlan) -> nn.Module:
 _NEURONS: dict[str, Callable[[SitePlan], nn.Module]] = {
     "integrate_and_fire": _integrate_and_fire,
     "leaky_integrate_and_fire": _integrate_and_fire,
+    "accumulate_then_fire": AccumulateThenFireNode,
 }
 """How each neuron model is built from SpikingJelly's modules."""
 
@@ -151,6 +269,11 @@ def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.G
             scaled = network.graph.call_module(amplitude, (site.node,))
         for reader in set(site.node.users) - {scaled}:
             reader.replace_input_with(site.node, scaled)
+    if is_counted(plan):
+        timesteps = max(int(site_plan.parameters["timesteps"]) for site_plan in plan.values())
+        for name, module in list(network.named_children()):
+            if isinstance(module, MAX_POOLS):
+                setattr(network, name, ChargeMaxPool(module, timesteps))
     adapt_step_mode_graph(network, context="snn_lowlat", wrap_module_types=_STATELESS, safe_module_types=_PADS)
     functional.invalidate_reset_cache(network)
     return network.eval()
@@ -166,20 +289,46 @@ def run(network: nn.Module, inputs: Tensor) -> Tensor:
 
     The network's own step modes are left as they were.
     """
-    modes = {module: module.step_mode for module in network.modules() if isinstance(module, base.StepModule)}
     functional.reset_net(network)
-    functional.set_step_mode(network, "m")
+    with _step_mode(network, "m"):
+        try:
+            return network(inputs)  # type: ignore[no-any-return]
+        finally:
+            functional.reset_net(network)
+
+
+@contextmanager
+def _step_mode(network: nn.Module, mode: str) -> Iterator[None]:
+    modes = {module: module.step_mode for module in network.modules() if isinstance(module, base.StepModule)}
+    functional.set_step_mode(network, mode)
     try:
-        return network(inputs)  # type: ignore[no-any-return]
+        yield
     finally:
-        functional.reset_net(network)
-        for module, mode in modes.items():
-            module.step_mode = mode
+        for module, before in modes.items():
+            module.step_mode = before
+
+
+@torch.no_grad()
+def count(network: nn.Module, inputs: Tensor, timesteps: int) -> Tensor:
+    """Map the mean input of a window ``[N, ...]`` to the mean output ``[N, classes]``, in one pass on spike counts.
+
+    Only for networks whose neurons all see their whole window before they fire.
+    """
+    windows = [module for module in network.modules() if isinstance(module, _WindowModule)]
+    with _step_mode(network, "s"):
+        for module in windows:
+            module.counting = timesteps
+        try:
+            return network(inputs)  # type: ignore[no-any-return]
+        finally:
+            for module in windows:
+                module.counting = None
 
 
 def spiking_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Return the neuron modules by the names of their sites, in order."""
-    return {name: module for name, module in network.named_modules() if isinstance(module, base.MemoryModule)}
+    kinds = (IntegrateAndFireNode, AccumulateThenFireNode)
+    return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from snn_lowlat.calibration.histogram import Histogram
 from snn_lowlat.calibration.statistics import SiteStatistics
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import CalibrationError
-from snn_lowlat.graph import find_sites
+from snn_lowlat.graph import Site, find_sites
 from snn_lowlat.progress import tracked
 
 __all__ = ["calibrate", "inputs_of"]
@@ -120,7 +120,7 @@ def calibrate(
         for module, flag in training.items():
             module.training = flag
     histograms = _of_all_processes(histograms)
-    return {name: _statistics(name, histograms.get(name), site.ceiling) for name, site in sites.items()}
+    return {name: _statistics(site, histograms.get(name)) for name, site in sites.items()}
 
 
 def _observer(name: str, histograms: dict[str, Histogram]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -158,16 +158,17 @@ def _of_all_processes(histograms: dict[str, Histogram]) -> dict[str, Histogram]:
     return merged
 
 
-def _statistics(name: str, histogram: Histogram | None, ceiling: Tensor | None) -> SiteStatistics:
+def _statistics(site: Site, histogram: Histogram | None) -> SiteStatistics:
     if histogram is None or histogram.count == 0:
         raise CalibrationError(
-            f"no calibration data reached site {name!r}: give at least one batch that is not empty "
+            f"no calibration data reached site {site.name!r}: give at least one batch that is not empty "
             "(an iterator can be used only once)."
         )
     if not bool((histogram.maximum > 0).any()):
         raise CalibrationError(
-            f"site {name!r} is dead: none of its {histogram.channels} channels has a positive pre-activation in the "
-            f"calibration data (largest: {float(histogram.maximum.max()):.3g}). Check that the weights are loaded and "
-            "that the calibration data are normalised as in training."
+            f"site {site.name!r} is dead: none of its {histogram.channels} channels has a positive pre-activation in "
+            f"the calibration data (largest: {float(histogram.maximum.max()):.3g}). Check that the weights are loaded "
+            "and that the calibration data are normalised as in training."
         )
-    return SiteStatistics(name, histogram.to("cpu"), None if ceiling is None else ceiling.detach().cpu())
+    ceiling = None if site.ceiling is None else site.ceiling.detach().cpu()
+    return SiteStatistics(site.name, histogram.to("cpu"), ceiling, site.step)

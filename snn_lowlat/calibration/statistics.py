@@ -23,8 +23,11 @@ class SiteStatistics:
         The distribution of the pre-activations, channel by channel.
     ceiling : Tensor or None
         The value at which the trained activation clips, of shape ``[]`` or ``[C]``; ``None`` for a plain ReLU.
+    step : float or None
+        The distance of the levels that the trained activation is rounded down to; ``None`` if it is not rounded.
     """
 
     name: str
     histogram: Histogram
     ceiling: Tensor | None = None
+    step: float | None = None

@@ -62,6 +62,9 @@ class Report:
         The strategy's options.
     refinements : sequence of mapping
         The refinements that followed, each with its ``name`` and options.
+    computed : str
+        What was computed: ``"spikes"``, every one of them, or ``"counts"``, how many each neuron fires in its window,
+        in one pass.
     experiment, model, dataset : str or None
         Names, where known; ``dataclasses.replace`` sets them afterwards.
     versions : mapping of str to str
@@ -79,6 +82,7 @@ class Report:
     ann_accuracy: float | None = None
     strategy_options: Mapping[str, Any] = field(default_factory=dict)
     refinements: Sequence[Mapping[str, Any]] = ()
+    computed: str = "spikes"
     experiment: str | None = None
     model: str | None = None
     dataset: str | None = None
@@ -108,7 +112,7 @@ class Report:
         return self.latencies[self.timesteps]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row for each number of steps, with the keys :data:`COLUMNS`, ``encoder`` and ``images``."""
+        """Return one row for each number of steps: :data:`COLUMNS`, ``encoder``, ``images`` and ``computed``."""
         return [
             {
                 "experiment": self.experiment,
@@ -123,6 +127,7 @@ class Report:
                 "seed": self.seed,
                 "encoder": self.encoder,
                 "images": self.images,
+                "computed": self.computed,
             }
             for timesteps, accuracy in self.accuracies.items()
         ]
@@ -136,6 +141,7 @@ class Report:
             "refinements": _plain(self.refinements),
             "backend": self.backend,
             "encoder": self.encoder,
+            "computed": self.computed,
             "model": self.model,
             "dataset": self.dataset,
             "images": self.images,

@@ -65,19 +65,17 @@ def evaluate(
         if ann is not None:
             ann.to(device)
     place = torch.device(device) if device is not None else device_of(snn)
-    rows = torch.tensor(steps) - 1
     correct = torch.zeros(len(steps), dtype=torch.int64)
     ann_correct = 0
     images = 0
     networks = [snn] if ann is None else [snn, ann]
     rates = FiringRates(snn.spiking_layers())
-    with torch.inference_mode(), _eval_mode(*networks), rates:
+    with torch.inference_mode(), _eval_mode(*networks):
         for batch in tracked(loader, "evaluating", progress=progress):
             inputs, labels = inputs_of(batch).to(place), labels_of(batch)
             if len(inputs) != len(labels):
                 raise ValueError(f"a batch has {len(inputs)} images but {len(labels)} labels.")
-            readout = snn.readout(inputs, timesteps=steps[-1])[rows.to(place)]
-            correct += (readout.argmax(-1).cpu() == labels).sum(1)
+            correct += (_readouts(snn, inputs, steps, rates).argmax(-1).cpu() == labels).sum(1)
             if ann is not None:
                 logits = ann(inputs)
                 ann_correct += int((logits.argmax(-1).cpu() == labels).sum())
@@ -91,6 +89,7 @@ def evaluate(
         accuracies={step: int(right) / images for step, right in zip(steps, correct, strict=True)},
         latencies={step: int(snn.latency_steps_at(step)) for step in steps},
         firing_rates=rates.compute(),
+        computed="counts" if snn.is_counted else "spikes",
         images=images,
         backend=snn.backend,
         encoder=str(snn.encoder),
@@ -101,6 +100,17 @@ def evaluate(
     )
 
 
+def _readouts(snn: SpikingModel, inputs: Tensor, steps: list[int], rates: FiringRates) -> Tensor:
+    """Read the network out for each number of steps, ``[len(steps), N, classes]``, counting the spikes of the last."""
+    if not snn.is_counted:
+        with rates:
+            return snn.readout(inputs, timesteps=steps[-1])[torch.tensor(steps, device=inputs.device) - 1]
+    # A window of each length: what a network has read out in the middle of a longer one says little.
+    shorter = [snn.count(inputs, timesteps) for timesteps in steps[:-1]]
+    with rates:
+        return torch.stack([*shorter, snn.count(inputs, steps[-1])])
+
+
 class FiringRates:
     """Count the spikes of some layers while the context is open; sums are kept, spikes never.
 
@@ -108,7 +118,8 @@ class FiringRates:
     ----------
     layers : mapping of str to nn.Module
         Neuron modules by name. Their forward output is spikes of any shape and worth: what is not zero is a spike, so
-        single-step, multi-step and micro-batched runs are counted alike.
+        single-step, multi-step and micro-batched runs are counted alike. While a network runs on counts, their output
+        is the mean of the spikes over the window.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
@@ -129,13 +140,16 @@ class FiringRates:
 
     def compute(self) -> dict[str, float]:
         """Return the spikes per neuron and step of every layer that ran."""
-        return {name: int(spikes) / self._chances[name] for name, spikes in self._spikes.items()}
+        return {name: float(spikes) / self._chances[name] for name, spikes in self._spikes.items()}
 
     def _counter(self, name: str) -> Any:
-        def count(_: nn.Module, __: Any, output: Any) -> None:
+        def count(layer: nn.Module, _: Any, output: Any) -> None:
             spikes = output[0] if isinstance(output, tuple) else output
             # The sum stays on its device: reading it in every step would stall an accelerator.
-            number = torch.count_nonzero(spikes)
+            if getattr(layer, "counting", None) is None:
+                number = torch.count_nonzero(spikes)
+            else:
+                number = (spikes / getattr(layer, "graded_spikes_factor", 1)).sum(dtype=torch.float64)
             self._spikes[name] = self._spikes[name] + number if name in self._spikes else number
             self._chances[name] = self._chances.get(name, 0) + spikes.numel()
 

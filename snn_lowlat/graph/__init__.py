@@ -5,9 +5,18 @@ from snn_lowlat.graph.description import describe, fill, rebuild
 from snn_lowlat.graph.normal_form import normalise
 from snn_lowlat.graph.obstacles import Obstacle
 from snn_lowlat.graph.passes import without_ceilings
-from snn_lowlat.graph.sites import Site, bias_carrier, current_shapes, depth, find_sites, output_bias_carrier
+from snn_lowlat.graph.sites import (
+    MAX_POOLS,
+    Site,
+    bias_carrier,
+    current_shapes,
+    depth,
+    find_sites,
+    output_bias_carrier,
+)
 
 __all__ = [
+    "MAX_POOLS",
     "ConvertibilityReport",
     "Obstacle",
     "Site",

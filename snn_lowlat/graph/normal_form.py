@@ -4,7 +4,8 @@ The normal form is an ``fx.GraphModule`` in evaluation mode that uses torch's ow
 any host may trace it again and get the same graph:
 
 - every activation is a *site*: a call of an ``nn.ReLU`` of its own, whose target is the site's name, followed by
-  ``torch.minimum(site, ceiling)`` where the activation has a ceiling (a buffer named ``<site>_ceiling``);
+  ``torch.minimum(site, ceiling)`` where the activation has a ceiling (a buffer named ``<site>_ceiling``), and by
+  ``floor(... * levels + margin) * step`` where it is rounded down to levels;
 - everything between sites is linear for each time step; batch norm is folded into the layer before it where there is
   one, and each layer with weights has a bias;
 - max-pooling stands before the site, not after it: ``max(relu(z)) = relu(max(z))``, so that currents are pooled and
@@ -30,7 +31,8 @@ from snn_lowlat.graph import operations
 from snn_lowlat.graph.obstacles import Obstacle, conversion_error
 from snn_lowlat.graph.passes import fold_batch_norms, move_max_pools
 from snn_lowlat.graph.tracer import ValueTracer
-from snn_lowlat.training.activations import CeilingReLU
+from snn_lowlat.neurons.accumulate_then_fire import MARGIN
+from snn_lowlat.training.activations import CeilingReLU, ValueRangeReLU
 
 __all__ = ["Builder", "normalise", "try_normalise"]
 
@@ -65,7 +67,7 @@ def try_normalise(model: nn.Module, example_input: Tensor) -> tuple[fx.GraphModu
     """Rewrite a network into the normal form, collecting obstacles; without any, the graph is whole and checked."""
     example_input = _small_batch(model, example_input)
     model = copy.deepcopy(model).eval()
-    tracer = ValueTracer(example_input, leaves=(CeilingReLU,))
+    tracer = ValueTracer(example_input, leaves=(CeilingReLU, ValueRangeReLU))
     try:
         traced = tracer.trace(model, concrete_args=_defaults(model))
     except Exception as error:
@@ -169,7 +171,7 @@ class Builder:
 
     def ceiling(self, site: fx.Node, ceiling: float | Tensor) -> fx.Node:
         """Clip a site's output at a ceiling: one number, or one a channel."""
-        value = torch.as_tensor(ceiling, dtype=torch.get_default_dtype(), device=device_of(self._root)).detach().clone()
+        value = torch.as_tensor(ceiling, dtype=self.result.dtype, device=device_of(self._root)).detach().clone()
         channels, rank = self._shapes[site][1], len(self._shapes[site])
         if value.numel() not in (1, channels) or not bool((value > 0).all()):
             raise operations.Unsupported(
@@ -177,6 +179,12 @@ class Builder:
             )
         shape = (channels, *[1] * (rank - 2)) if value.numel() > 1 else ()
         return self.function(torch.minimum, site, self._constant(value.reshape(shape), f"{site.target}_ceiling"))
+
+    def rounded(self, clipped: fx.Node, step: float) -> fx.Node:
+        """Round a clipped site's output down to multiples of a step."""
+        scaled = self.function(operator.mul, clipped, 1 / step)
+        floor = self.function(torch.floor, self.function(operator.add, scaled, MARGIN))
+        return self.function(operator.mul, floor, step)
 
     def operand(self, x: fx.Node, other: Any) -> Any:
         """Make the second operand of a sum or product: a node or number as it is, a constant tensor as a buffer."""

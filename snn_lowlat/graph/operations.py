@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from snn_lowlat.training.activations import CeilingReLU
+from snn_lowlat.training.activations import CeilingReLU, ValueRangeReLU
 
 if TYPE_CHECKING:
     from snn_lowlat.graph.normal_form import Builder
@@ -140,6 +140,12 @@ def threshold_module(build: Builder, x: fx.Node, module: nn.Threshold) -> fx.Nod
 @_modules(CeilingReLU)
 def ceiling_module(build: Builder, x: fx.Node, module: CeilingReLU) -> fx.Node:
     return build.site(x, ceiling=module.ceiling.detach())
+
+
+@_modules(ValueRangeReLU)
+def value_range_module(build: Builder, x: fx.Node, module: ValueRangeReLU) -> fx.Node:
+    clipped = build.site(x, ceiling=module.ceiling)
+    return build.rounded(clipped, module.step) if module.rounds else clipped
 
 
 # Layers with weights.

@@ -10,14 +10,13 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from snn_lowlat.graph.obstacles import Obstacle
-from snn_lowlat.graph.sites import find_sites
+from snn_lowlat.graph.sites import MAX_POOLS, find_sites
 
 __all__ = ["fold_batch_norms", "move_max_pools", "without_ceilings"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 
 
 def fold_batch_norms(graph: fx.GraphModule) -> None:
@@ -60,7 +59,7 @@ def move_max_pools(graph: fx.GraphModule) -> list[Obstacle]:
     obstacles = []
     for node in list(graph.graph.nodes):
         pool = _module(graph, node)
-        if not isinstance(pool, _MAX_POOLS):
+        if not isinstance(pool, MAX_POOLS):
             continue
         pooled = _pool_before(graph, node, pool, node.all_input_nodes[0], alone=True)
         if pooled is not None:
@@ -81,13 +80,14 @@ def move_max_pools(graph: fx.GraphModule) -> list[Obstacle]:
 
 
 def without_ceilings(graph: fx.GraphModule) -> fx.GraphModule:
-    """Return a copy of a network in which activations are not clipped: spiking neurons do that by their thresholds."""
+    """Return a copy of a network with plain ReLUs: spiking neurons clip by their thresholds, and round anyway."""
     graph = copy.deepcopy(graph)
     for site in find_sites(graph).values():
-        if site.output is not site.node:
-            ceiling = site.output.args[1]
+        if site.rest:
+            ceiling = site.rest[0].args[1]
             site.output.replace_all_uses_with(site.node)
-            graph.graph.erase_node(site.output)
+            for node in reversed(site.rest):
+                graph.graph.erase_node(node)
             if isinstance(ceiling, fx.Node) and not ceiling.users:
                 graph.graph.erase_node(ceiling)
                 delattr(graph, str(ceiling.target))
@@ -111,10 +111,10 @@ def _pool_before(graph: fx.GraphModule, at: fx.Node, pool: nn.Module, node: fx.N
             return node
         pooled = _call(graph, at, f"{site.name}_pool", copy.deepcopy(pool), site.current)
         fired = _call(graph, at, f"{site.name}_pooled", nn.ReLU(), pooled)
-        if site.ceiling is None:
-            return fired
-        with graph.graph.inserting_before(at):
-            return graph.graph.call_function(torch.minimum, (fired, node.args[1]))
+        for part in site.rest:
+            with graph.graph.inserting_before(at):
+                fired = graph.graph.create_node(part.op, part.target, (fired, *part.args[1:]))
+        return fired
     if node.target is torch.cat and node.args[1] == 1:
         branches: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
         moved = [_pool_before(graph, at, pool, branch, alone) for branch in branches]

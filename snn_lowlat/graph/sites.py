@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-__all__ = ["Site", "bias_carrier", "current_shapes", "depth", "find_sites", "output_bias_carrier"]
+__all__ = ["MAX_POOLS", "Site", "bias_carrier", "current_shapes", "depth", "find_sites", "output_bias_carrier"]
 
 _WEIGHTED = (
     nn.Conv1d,
@@ -24,7 +24,9 @@ _WEIGHTED = (
     nn.BatchNorm2d,
     nn.BatchNorm3d,
 )
-_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+"""Torch's max-pools; in the normal form each stands before a site."""
+
 _AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _ADAPTIVE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
@@ -39,16 +41,25 @@ class Site:
         The site's name: the target of its node.
     node : Node
         The call of its ``nn.ReLU``.
-    output : Node
-        What the rest of the network reads: the node itself, or its clipping at the ceiling.
+    rest : tuple of Node
+        What follows as a part of the activation: its clipping at the ceiling, then its rounding down to levels.
     ceiling : Tensor or None
         The trained ceiling in units of the pre-activation, shape ``[]`` or ``[C]``; None for a plain ReLU.
+    step : float or None
+        The distance of the levels, in units of the pre-activation, that the activation is rounded down to; None where
+        it is not rounded.
     """
 
     name: str
     node: fx.Node
-    output: fx.Node
+    rest: tuple[fx.Node, ...]
     ceiling: Tensor | None
+    step: float | None
+
+    @property
+    def output(self) -> fx.Node:
+        """What the rest of the network reads."""
+        return self.rest[-1] if self.rest else self.node
 
     @property
     def current(self) -> fx.Node:
@@ -67,13 +78,29 @@ def find_sites(graph: fx.GraphModule) -> dict[str, Site]:
     sites = {}
     for node in graph.graph.nodes:
         if node.op == "call_module" and isinstance(graph.get_submodule(node.target), nn.ReLU):
+            rest: tuple[fx.Node, ...] = ()
+            ceiling = step = None
             clip = next((user for user in node.users if user.target is torch.minimum), None)
-            ceiling = None
             if clip is not None:
                 ceiling = operator.attrgetter(clip.args[1].target)(graph).detach()
                 ceiling = ceiling.reshape(-1) if ceiling.numel() > 1 else ceiling.reshape(())
-            sites[node.target] = Site(node.target, node, node if clip is None else clip, ceiling)
+                rounding = _rounding(clip)
+                rest = (clip, *rounding)
+                step = float(str(rounding[-1].args[1])) if rounding else None
+            sites[node.target] = Site(node.target, node, rest, ceiling, step)
     return sites
+
+
+def _rounding(clip: fx.Node) -> tuple[fx.Node, ...]:
+    """Return the nodes of ``floor(clip * levels + margin) * step``; none if the clipped value is not rounded."""
+    nodes, node = [], clip
+    for target in (operator.mul, operator.add, torch.floor, operator.mul):
+        users = list(node.users)
+        if len(users) != 1 or users[0].target is not target or users[0].args[0] is not node:
+            return ()
+        node = users[0]
+        nodes.append(node)
+    return tuple(nodes)
 
 
 def depth(graph: fx.GraphModule) -> int:
@@ -139,7 +166,7 @@ def _carrier(graph: fx.GraphModule, node: fx.Node) -> str | None:
         if isinstance(module, _WEIGHTED):
             return str(node.target)
         unpadded = isinstance(module, _AVERAGE_POOLS) and not _any(module.padding) and not module.ceil_mode
-        if isinstance(module, (*_MAX_POOLS, *_ADAPTIVE_POOLS)) or unpadded:
+        if isinstance(module, (*MAX_POOLS, *_ADAPTIVE_POOLS)) or unpadded:
             return _carrier(graph, node.all_input_nodes[0])
     if node.target is operator.add:
         names = (_carrier(graph, term) for term in node.all_input_nodes if term.op != "get_attr")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from snn_lowlat.neurons.parameters import per_channel
+
 __all__ = ["integrate_and_fire", "integrate_and_fire_sequence", "integrate_and_fire_step"]
 
 
@@ -43,9 +45,9 @@ def integrate_and_fire_step(
     potential : Tensor
         The membrane potential after the step.
     """
-    threshold = _per_channel(threshold, current)
+    threshold = per_channel(threshold, current)
     charged = (potential if leak == 1 else leak * potential) + current
-    compared = charged if offset is None else charged + _per_channel(offset, current)
+    compared = charged if offset is None else charged + per_channel(offset, current)
     spikes = (compared >= threshold).to(current.dtype)
     return spikes, charged - spikes * threshold
 
@@ -78,7 +80,7 @@ def integrate_and_fire_sequence(
     """
     spikes, potential = torch.empty_like(currents), potential.clone()
     compared = torch.empty_like(potential)
-    threshold, offset = _per_channel(threshold, potential), _per_channel(offset, potential)
+    threshold, offset = per_channel(threshold, potential), per_channel(offset, potential)
     for current, fired in zip(currents, spikes, strict=True):
         if leak != 1:
             potential *= leak
@@ -120,10 +122,3 @@ def integrate_and_fire(currents: Tensor, threshold: Tensor, initial_potential: T
     rest = torch.zeros(currents.shape[1:], dtype=currents.dtype, device=currents.device)
     # The initial potential stays apart from the state so that rounding is the same as in SpikingJelly's neuron.
     return integrate_and_fire_sequence(currents, rest, threshold, initial_potential, leak)[0]
-
-
-def _per_channel(parameter: Tensor, current: Tensor) -> Tensor:
-    parameter = parameter.to(device=current.device, dtype=current.dtype)
-    if parameter.dim() == 0:
-        return parameter
-    return parameter.reshape(-1, *[1] * (current.dim() - 2))

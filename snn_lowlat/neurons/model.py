@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from snn_lowlat.neurons.accumulate_then_fire import accumulate_then_fire, spike_counts
 from snn_lowlat.neurons.integrate_and_fire import integrate_and_fire
 from snn_lowlat.plan import SitePlan
 
@@ -23,13 +24,20 @@ class NeuronModel:
         The name by which a :class:`~snn_lowlat.plan.SitePlan` asks for it.
     run : callable
         ``run(currents, plan) -> spikes``, both of shape ``[T, N, C, ...]``.
-    online : bool
-        Whether the neuron answers within the step. If not, each layer must see its whole window before it fires.
+    counts : callable, optional
+        ``counts(charge, timesteps, plan) -> counts``: how often neurons fire in a window whose currents add up to the
+        charge, both of shape ``[N, C, ...]``. Only for neurons that see their whole window before they fire: a network
+        of these is a quantised network, which one pass on counts evaluates whatever the number of steps.
     """
 
     name: str
     run: Callable[[Tensor, SitePlan], Tensor]
-    online: bool
+    counts: Callable[[Tensor, int, SitePlan], Tensor] | None = None
+
+    @property
+    def online(self) -> bool:
+        """Whether the neuron answers within the step. If not, it fires in the window after the one it has seen."""
+        return self.counts is None
 
     def latency_steps(self, timesteps: int, depth: int) -> int:
         """Return the steps from the first input to the last output of a network of such neurons.
@@ -52,11 +60,20 @@ def _run_leaky(currents: Tensor, plan: SitePlan) -> Tensor:
     return integrate_and_fire(currents, plan.threshold, plan.initial_potential, plan.parameters["leak"])
 
 
+def _run_accumulate_then_fire(currents: Tensor, plan: SitePlan) -> Tensor:
+    return accumulate_then_fire(currents, plan.threshold, plan.initial_potential)
+
+
+def _count_accumulate_then_fire(charge: Tensor, timesteps: int, plan: SitePlan) -> Tensor:
+    return spike_counts(charge, timesteps, plan.threshold, plan.initial_potential)
+
+
 NEURONS: dict[str, NeuronModel] = {
     model.name: model
     for model in (
-        NeuronModel("integrate_and_fire", _run_integrate_and_fire, online=True),
-        NeuronModel("leaky_integrate_and_fire", _run_leaky, online=True),
+        NeuronModel("integrate_and_fire", _run_integrate_and_fire),
+        NeuronModel("leaky_integrate_and_fire", _run_leaky),
+        NeuronModel("accumulate_then_fire", _run_accumulate_then_fire, _count_accumulate_then_fire),
     )
 }
 """The neuron models by name."""

@@ -15,8 +15,9 @@ from torch.fx.node import map_arg
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.errors import CalibrationError
 from snn_lowlat.graph import Site, find_sites
+from snn_lowlat.neurons import MARGIN, per_channel
 from snn_lowlat.plan import SitePlan
-from snn_lowlat.simulation import fire, micro_batches, per_channel
+from snn_lowlat.simulation import count_spikes, fire, is_counted, micro_batches
 
 __all__ = ["LayerwiseWalk", "channel_mean", "gather_images"]
 
@@ -25,8 +26,9 @@ class LayerwiseWalk(ABC):
     """One pass through a network in which each layer is corrected before the layers after it are computed.
 
     All images are at one node of the graph at a time. A node's value is a list over micro-batches: ``[n, ...]`` in the
-    original network and ``[T * n, ...]`` in the spiking one; spikes are kept as bytes until they are read. Memory: the
-    currents of one layer for all images and steps, as floats.
+    original network and ``[T * n, ...]`` in the spiking one; spikes are kept as small integers until they are read.
+    Memory: the currents of one layer for all images and steps, as floats. Where every neuron sees its whole window
+    before it fires, means over the window, ``[n, ...]``, take the place of the steps: they say all there is to know.
 
     Parameters
     ----------
@@ -44,7 +46,8 @@ class LayerwiseWalk(ABC):
         self.graph = copy.deepcopy(graph)
         self.plan = dict(plan)
         self.timesteps = timesteps
-        self._batches = list(micro_batches(images, timesteps))
+        self._counted = is_counted(plan)
+        self._batches = list(micro_batches(images, 1 if self._counted else timesteps))
         self._interpreter = fx.Interpreter(self.graph, garbage_collect_values=False)
         self._analog: dict[fx.Node, Sequence[Any]] = {}
         self._spiking: dict[fx.Node, Sequence[Any]] = {}
@@ -60,7 +63,7 @@ class LayerwiseWalk(ABC):
         activations : sequence of Tensor
             What the original network's activations are, ``[n, C, ...]`` for each micro-batch.
         currents : sequence of Tensor
-            The neurons' input currents, ``[T * n, C, ...]``.
+            The neurons' input currents, ``[T * n, C, ...]``, or their means over the window, ``[n, C, ...]``.
 
         Returns
         -------
@@ -70,23 +73,29 @@ class LayerwiseWalk(ABC):
 
     @abstractmethod
     def correct_output(self, expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
-        """Correct the readout, from logits ``[n, classes]`` of the original and ``[T * n, classes]`` of the spikes."""
+        """Correct the readout, from logits ``[n, classes]`` of the original and of every step, or their means."""
 
     @torch.no_grad()
     def run(self) -> tuple[fx.GraphModule, dict[str, SitePlan]]:
         """Walk; return the corrected network and plan."""
         nodes = list(self.graph.graph.nodes)
         sites = {site.node: site for site in find_sites(self.graph).values()}
-        clips = {site.output: site for site in sites.values() if site.output is not site.node}
+        rest = {node for site in sites.values() for node in site.rest}
         last_reader = {before: node for node in nodes for before in node.all_input_nodes}
         for node in nodes:
             if node.op == "output":
                 logits = node.all_input_nodes[0]
                 self.correct_output(self._analog[logits], [_decoded(part) for part in self._spiking[logits]])
                 continue
-            self._analog[node] = [self._compute(node, self._analog, i) for i in range(len(self._batches))]
-            if node in clips:
-                self._spiking[node] = self._spiking[clips[node].node]
+            if node in sites:
+                site = sites[node]
+                self._analog[node] = [self.activation(site, part) for part in self._analog[site.current]]
+            elif node in rest:
+                self._analog[node] = self._analog[node.all_input_nodes[0]]
+            else:
+                self._analog[node] = [self._compute(node, self._analog, i) for i in range(len(self._batches))]
+            if node in rest:
+                self._spiking[node] = self._spiking[node.all_input_nodes[0]]
             elif node in sites:
                 self._spiking[node] = self._corrected_spikes(sites[node])
             else:
@@ -96,11 +105,29 @@ class LayerwiseWalk(ABC):
                     del self._analog[before], self._spiking[before]
         return self.graph, self.plan
 
+    def activation(self, site: Site, current: Tensor) -> Tensor:
+        """Return what the spiking neurons should send on average: the original network's activation, ``[n, C, ...]``.
+
+        Parameters
+        ----------
+        site : Site
+            The layer.
+        current : Tensor
+            Its pre-activation in the original network, ``[n, C, ...]``.
+        """
+        activation = current.relu()
+        if site.ceiling is not None:
+            activation = activation.minimum(per_channel(site.ceiling, current))
+        return activation if site.step is None else (activation / site.step + MARGIN).floor() * site.step
+
     def fired(self, currents: Iterable[Tensor], plan: SitePlan, shift: Tensor | None = None) -> Iterator[Tensor]:
-        """Drive neurons with currents ``[T * n, C, ...]``, shifted by ``shift`` in each channel; yield the spikes."""
+        """Drive neurons with currents, shifted by ``shift`` in each channel; yield spikes, or their means, alike."""
         for values in currents:
             shifted = values if shift is None else values + per_channel(shift, values)
-            yield fire(shifted.reshape(self.timesteps, -1, *shifted.shape[1:]), plan).flatten(0, 1)
+            if self._counted:
+                yield count_spikes(shifted, self.timesteps, plan) / self.timesteps
+            else:
+                yield fire(shifted.reshape(self.timesteps, -1, *shifted.shape[1:]), plan).flatten(0, 1)
 
     def add_bias(self, layer_name: str, shift: Tensor) -> None:
         """Add to the bias of a layer with weights."""
@@ -108,26 +135,28 @@ class LayerwiseWalk(ABC):
         bias.data = bias.data + shift.to(bias)
 
     def _corrected_spikes(self, site: Site) -> list[_Spikes]:
-        activations = self._analog[site.node]
-        if site.ceiling is not None:
-            activations = [torch.minimum(part, per_channel(site.ceiling, part)) for part in activations]
         currents = self._spiking[site.current]
-        shift = self.correct_site(site, activations, currents)
+        shift = self.correct_site(site, self._analog[site.node], currents)
         plan = self.plan[site.name]
         spikes = self.fired(currents, plan, shift)
-        return [_Spikes(s.to(torch.int8), plan.amplitude, c.dtype) for s, c in zip(spikes, currents, strict=True)]
+        levels = self.timesteps if self._counted else 1
+        return [
+            _Spikes((levels * s).round().to(torch.int16), plan.amplitude / levels, c.dtype)
+            for s, c in zip(spikes, currents, strict=True)
+        ]
 
     def _compute(self, node: fx.Node, values: dict[fx.Node, Sequence[Any]], index: int) -> Any:
         if node.op == "placeholder":
             images = self._batches[index]
-            return images if values is self._analog else images.repeat(self.timesteps, *[1] * (images.dim() - 1))
+            whole = values is self._analog or self._counted
+            return images if whole else images.repeat(self.timesteps, *[1] * (images.dim() - 1))
         args, kwargs = map_arg((node.args, node.kwargs), lambda before: _decoded(values[before][index]))
         return getattr(self._interpreter, node.op)(node.target, args, kwargs)
 
 
 @dataclass(frozen=True)
 class _Spikes:
-    """The spikes of one layer for one micro-batch, as bytes."""
+    """The spikes of one layer for one micro-batch, as small integers."""
 
     values: Tensor
     amplitude: Tensor

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from snn_lowlat.training.activations import ACTIVATIONS, Activation, CeilingReLU, make_activation
+from snn_lowlat.training.activations import ACTIVATIONS, Activation, CeilingReLU, ValueRangeReLU, make_activation
 from snn_lowlat.training.replacement import replace_activations
 
 if TYPE_CHECKING:
     from snn_lowlat.training.classifier import Classifier
 
-__all__ = ["ACTIVATIONS", "Activation", "CeilingReLU", "Classifier", "make_activation", "replace_activations"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "CeilingReLU",
+    "Classifier",
+    "ValueRangeReLU",
+    "make_activation",
+    "replace_activations",
+]
 
 
 def __getattr__(name: str) -> Any:

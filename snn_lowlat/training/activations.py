@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snn_lowlat.errors import unknown_name
+from snn_lowlat.neurons import MARGIN
 
-__all__ = ["ACTIVATIONS", "Activation", "CeilingReLU", "make_activation"]
+__all__ = ["ACTIVATIONS", "Activation", "CeilingReLU", "ValueRangeReLU", "make_activation"]
 
 ACTIVATIONS = ("relu", "ceiling", "channel_ceiling")
 """The activations that have a name: a plain ReLU, one trainable ceiling a layer, one trainable ceiling a channel."""
@@ -69,6 +71,85 @@ class CeilingReLU(nn.Module):
     def extra_repr(self) -> str:
         """Show the ceiling, or how many there are."""
         return f"ceiling={self.ceiling.item():.4g}" if self.ceiling.dim() == 0 else f"channels={self.ceiling.numel()}"
+
+
+class ValueRangeReLU(nn.Module):
+    r"""A ReLU with a fixed ceiling, rounded down to the values that the spikes of a window can have.
+
+    .. math:: y = \frac{1}{N} \left\lfloor N\, \mathrm{clip}(z, 0, M) + \epsilon \right\rfloor, \qquad M = T / N
+
+    Trained activations rarely reach 1, so :math:`T` spikes that are worth :math:`M < 1` in all resolve what is there
+    better than :math:`T` levels up to 1: value-range encoding (Yan, Zhou & Wong, 2022, arXiv 2211.08410). Converted by
+    the strategy ``value_range`` for :math:`T` steps, the spiking network equals the network with these activations.
+    :math:`\epsilon` is :data:`snn_lowlat.neurons.MARGIN`.
+
+    The gradient passes the rounding as if it were not there, :math:`\partial y / \partial z = [0 < z < M]`.
+
+    Parameters
+    ----------
+    timesteps : int
+        The window :math:`T`, in steps; the number of levels above zero.
+    resolution : float
+        The levels :math:`N` in a unit of the pre-activation. The authors use N = 10, 20, 40 for T = 8, 16, 32, and
+        N = 3, 2.5, 4 for T = 2, 1 (CIFAR) and 1 (MNIST).
+    rounds : bool
+        Whether it rounds; without, it only clips. Networks are trained to clip first, then to round.
+    bounded_gradient : bool
+        Whether the gradient that arrives is clipped to [-1, 1] first, as in the authors' code. With a loss that is
+        summed over many values this resembles the descent by signs.
+
+    Raises
+    ------
+    ValueError
+        If ``timesteps`` or ``resolution`` is not positive.
+    """
+
+    def __init__(
+        self, timesteps: int, resolution: float, *, rounds: bool = True, bounded_gradient: bool = False
+    ) -> None:
+        super().__init__()
+        if not timesteps >= 1 or not resolution > 0:
+            raise ValueError(f"timesteps and resolution must be positive, not {timesteps} and {resolution}.")
+        self.timesteps = timesteps
+        self.resolution = resolution
+        self.rounds = rounds
+        self.bounded_gradient = bounded_gradient
+
+    @property
+    def ceiling(self) -> float:
+        """The largest value, :math:`M`."""
+        return self.timesteps / self.resolution
+
+    @property
+    def step(self) -> float:
+        """The distance of the levels, :math:`1 / N`."""
+        return 1 / self.resolution
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Clip values ``[N, ...]`` to between zero and the ceiling, and round them down."""
+        if self.bounded_gradient and values.requires_grad:
+            values = _BoundedGradient.apply(values)  # type: ignore[no-untyped-call]
+        clipped = values.clamp(0, self.ceiling)
+        if not self.rounds:
+            return clipped
+        rounded = (clipped.detach() * self.resolution + MARGIN).floor() * self.step
+        return rounded + (clipped - clipped.detach())
+
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return f"timesteps={self.timesteps}, resolution={self.resolution:g}, rounds={self.rounds}"
+
+
+class _BoundedGradient(torch.autograd.Function):
+    """Does nothing forwards, and clips the gradient to [-1, 1] backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].clamp(-1, 1)
 
 
 def make_activation(activation: Activation = "relu", channels: int | None = None) -> nn.Module:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.convert import convert
 from snn_lowlat.evaluation import FiringRates, evaluate, labels_of
 from snn_lowlat.models import SmallCNN
@@ -25,7 +26,7 @@ class Oracle(nn.Module):
         self.neuron = Neuron()
         self.timesteps = timesteps
         self.backend, self.encoder, self.seed, self.ann_accuracy = "host", "direct", 3, None
-        self.strategy = "oracle"
+        self.strategy, self.is_counted = "oracle", False
         self.provenance = SimpleNamespace(options={"sharp": True}, refinements=[])
         self.calls = 0
 
@@ -149,3 +150,21 @@ def test_a_converted_network() -> None:
     assert report.firing_rates.keys() == snn.plan.keys()
     assert all(0 <= rate <= 1 for rate in report.firing_rates.values())
     assert (report.strategy, report.backend, report.timesteps) == ("optimized_potential", "spikingjelly", 6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_networks_that_are_counted_are_evaluated_on_counts(backend):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    images = torch.rand(12, 1, 4, 4)
+    labels = torch.randint(3, (12,))
+    snn = convert(model, images, strategy="value_range", timesteps=4, backend=backend)
+    report = evaluate(snn, [(images, labels)], timesteps=[1, 4])
+    assert report.computed == "counts"
+    assert dict(report.latencies) == {1: 2, 4: 8}
+    for timesteps, accuracy in report.accuracies.items():
+        right = snn.count(images, timesteps).argmax(1) == labels
+        assert accuracy == pytest.approx(float(right.float().mean()))
+    with FiringRates(snn.spiking_layers()) as rates:
+        snn.simulate(images)
+    assert report.firing_rates == pytest.approx(rates.compute())
