@@ -3,7 +3,9 @@
 python examples/compare_with_spikingjelly.py --weights resnet20.th --data DIR
 
 Every method gets the same trained ResNet-20, the same 1,000 calibration images from CIFAR-10's training split, direct
-input and online integrate-and-fire neurons. Rows appear as they are computed, and go to the output file at once.
+input and online integrate-and-fire neurons; those of ``value_range`` see their whole window before they fire, so that T
+steps of a layer are 20 T from the first input to the last output. Rows appear as they are computed, and go to the
+output file at once.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ OURS = {
     "optimized_potential": ("optimized_potential", (), {}),
     "optimized_potential + bias_correction": ("optimized_potential", ("bias_correction",), {}),
     "optimized_potential (scale 0.85, v0 0.3) + bias_correction": ("optimized_potential", ("bias_correction",), CHOSEN),
+    "value_range": ("value_range", (), {}),
+    "value_range + bias_correction": ("value_range", ("bias_correction",), {}),
 }
 
 

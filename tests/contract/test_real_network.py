@@ -1,5 +1,7 @@
 """The contract on a real network and real data, and the accuracies the README states."""
 
+import copy
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ import snn_lowlat
 from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.data import CIFAR10
 from snn_lowlat.models import ResNet20, load_weights
+from snn_lowlat.simulation import count, micro_batches, simulate
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHOSEN = {"threshold_scale": 0.85, "initial_potential": 0.3}
@@ -82,3 +85,44 @@ def test_both_hosts_agree_on_every_test_image(strategy, resnet, cifar10):
     print(f"{strategy}: {right} of {images}")
     assert images == 10_000
     assert right[0] == right[1]
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize(("timesteps", "least"), [(4, 0.84), (8, 0.90), (16, 0.912)])
+def test_accuracy_of_neurons_that_wait_on_the_complete_test_set(timesteps, least, resnet, cifar10):
+    data = cifar10(None)
+    snn = snn_lowlat.convert(
+        resnet,
+        data.calibration_dataloader(1000, 100),
+        strategy="value_range",
+        timesteps=timesteps,
+        refinements=["bias_correction"],
+    )
+    report = snn_lowlat.evaluate(snn, data.test_dataloader(), timesteps=[timesteps])
+    assert (report.images, report.computed) == (10_000, "counts")
+    assert report.accuracy >= least
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize("timesteps", [1, 2, 4, 8, 16])
+def test_every_count_of_a_real_network(timesteps, resnet, cifar10):
+    """In float64 all counts of spikes step by step and in one pass agree; in float32 all but rounding ties."""
+    data = cifar10(1000)
+    snn = snn_lowlat.convert(
+        resnet, data.calibration_dataloader(1000, 100), strategy="value_range", timesteps=timesteps
+    )
+    graph, plan = snn.normal_form()
+    exact = copy.deepcopy(graph).double()
+    ties = neurons = 0
+    for images, _ in data.test_dataloader():
+        for part in micro_batches(images, timesteps):
+            _, counts = count(exact, plan, part.double(), timesteps)
+            _, spikes = simulate(exact, plan, part.double().expand(timesteps, *part.shape))
+            assert all(torch.equal(spikes[name].sum(0), counts[name]) for name in counts)
+            _, rounded = count(graph, plan, part, timesteps)
+            ties += sum(int((rounded[name] != counts[name]).sum()) for name in counts)
+            neurons += sum(values.numel() for values in counts.values())
+    print(f"T = {timesteps}: {ties} of {neurons} counts differ in float32")
+    assert ties < 1e-3 * neurons
