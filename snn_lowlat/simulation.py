@@ -52,7 +52,7 @@ def count_spikes(mean: Tensor, timesteps: int, plan: SitePlan) -> Tensor:
     counts = NEURONS[plan.neuron].counts
     if counts is None:
         raise ValueError(f"neurons of kind {plan.neuron!r} fire as their input arrives: their counts need every step.")
-    return counts(mean * timesteps, timesteps, plan)
+    return counts(mean, timesteps, plan)
 
 
 def is_counted(plan: Plan) -> bool:

@@ -290,7 +290,7 @@ class AccumulateThenFire(_WindowModule, snntorch.SpikingNeuron):  # type: ignore
 
     def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
         """Map mean currents to firing rates times the amplitude."""
-        return self._counts(mean * timesteps, timesteps) / timesteps * self.graded_spikes_factor
+        return self._counts(mean, timesteps, times=timesteps).mul_(self.graded_spikes_factor / timesteps)
 
     def site_plan(self, plan: SitePlan) -> SitePlan:
         """Return the site's plan with the values that these neurons have now."""
@@ -305,8 +305,9 @@ class AccumulateThenFire(_WindowModule, snntorch.SpikingNeuron):  # type: ignore
         """Show how many thresholds there are, and the window."""
         return f"thresholds={self.threshold.numel()}, timesteps={self.timesteps}"
 
-    def _counts(self, charge: Tensor, timesteps: int) -> Tensor:
-        return spike_counts(charge, timesteps, _flat(self.threshold), _flat(self.initial_potential))
+    def _counts(self, charge: Tensor, timesteps: int, times: int = 1) -> Tensor:
+        threshold, initial_potential = _flat(self.threshold), _flat(self.initial_potential)
+        return spike_counts(charge, timesteps, threshold, initial_potential, times=times)
 
 
 class ChargeMaxPool(_WindowModule):

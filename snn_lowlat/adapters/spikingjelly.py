@@ -187,7 +187,8 @@ class AccumulateThenFireNode(_WindowModule):
 
     def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
         """Map mean currents to firing rates, ``[N, C, ...]``."""
-        return spike_counts(mean * timesteps, timesteps, self.v_threshold, self.v_offset) / timesteps
+        counts = spike_counts(mean, timesteps, self.v_threshold, self.v_offset, times=timesteps)
+        return counts.div_(timesteps)
 
 
 class ChargeMaxPool(_WindowModule):

@@ -17,7 +17,9 @@ margin moves the decision away from the grid, further than rounding goes and les
 """
 
 
-def spike_counts(charge: Tensor, timesteps: int, threshold: Tensor, initial_potential: Tensor) -> Tensor:
+def spike_counts(
+    charge: Tensor, timesteps: int, threshold: Tensor, initial_potential: Tensor, *, times: int = 1
+) -> Tensor:
     r"""Count the spikes that a window's charge is worth.
 
     .. math:: k = \mathrm{clip}\left(\left\lfloor \frac{q + v_0}{\theta} + \epsilon \right\rfloor, 0, T\right)
@@ -33,6 +35,8 @@ def spike_counts(charge: Tensor, timesteps: int, threshold: Tensor, initial_pote
         The window's length :math:`T` in steps, which is also the largest count.
     threshold, initial_potential : Tensor
         Of shape ``[]`` or ``[C]``, in units of the pre-activation.
+    times : int
+        The charge is so many times what is given: ``timesteps``, if that is the mean of the currents.
 
     Returns
     -------
@@ -40,7 +44,9 @@ def spike_counts(charge: Tensor, timesteps: int, threshold: Tensor, initial_pote
         Whole numbers from 0 to ``timesteps`` in the charge's type, ``[N, C, ...]``.
     """
     threshold, initial_potential = per_channel(threshold, charge), per_channel(initial_potential, charge)
-    return ((charge + initial_potential) / threshold + MARGIN).floor_().clamp_(0, timesteps)
+    # One pass over the charge, and no more memory than the counts.
+    counts = torch.addcmul(initial_potential / threshold + MARGIN, charge, times / threshold)
+    return counts.floor_().clamp_(0, timesteps)
 
 
 def spread_spikes(counts: Tensor, step: int, timesteps: int) -> Tensor:

@@ -25,8 +25,8 @@ class NeuronModel:
     run : callable
         ``run(currents, plan) -> spikes``, both of shape ``[T, N, C, ...]``.
     counts : callable, optional
-        ``counts(charge, timesteps, plan) -> counts``: how often neurons fire in a window whose currents add up to the
-        charge, both of shape ``[N, C, ...]``. Only for neurons that see their whole window before they fire: a network
+        ``counts(mean, timesteps, plan) -> counts``: how often neurons fire in a window whose currents have this mean,
+        both of shape ``[N, C, ...]``. Only for neurons that see their whole window before they fire: a network
         of these is a quantised network, which one pass on counts evaluates whatever the number of steps.
     """
 
@@ -64,8 +64,8 @@ def _run_accumulate_then_fire(currents: Tensor, plan: SitePlan) -> Tensor:
     return accumulate_then_fire(currents, plan.threshold, plan.initial_potential)
 
 
-def _count_accumulate_then_fire(charge: Tensor, timesteps: int, plan: SitePlan) -> Tensor:
-    return spike_counts(charge, timesteps, plan.threshold, plan.initial_potential)
+def _count_accumulate_then_fire(mean: Tensor, timesteps: int, plan: SitePlan) -> Tensor:
+    return spike_counts(mean, timesteps, plan.threshold, plan.initial_potential, times=timesteps)
 
 
 NEURONS: dict[str, NeuronModel] = {
