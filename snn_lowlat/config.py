@@ -120,6 +120,8 @@ class Config:
     data, training, trainer : mapping
         ``_target_`` and its arguments: a data module, a Lightning module, Lightning's trainer, whose ``callbacks`` are
         a mapping of such mappings.
+    fine_tuning : mapping
+        ``_target_`` and its arguments: how the converted network is trained on, and ``max_epochs``, for how long.
     """
 
     name: str = MISSING
@@ -140,6 +142,7 @@ class Config:
     data: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
+    fine_tuning: dict[str, Any] = field(default_factory=dict)
 
 
 def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
@@ -182,7 +185,8 @@ def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
         raise ConfigError(f"evaluation.timesteps must be between 1 and timesteps={config.timesteps}, not {steps}.")
     if config.training.get("_target_") is None and config.model.get("weights") is None:
         raise ConfigError("there is no training (training=none), so the config needs model.weights=PATH.")
-    if config.resume is not None and config.model.get("weights") is not None:
+    trains = config.model.get("weights") is None or config.fine_tuning.get("_target_") is not None
+    if config.resume is not None and not trains:
         raise ConfigError("resume goes on with a training, but model.weights makes it needless: give one of them.")
     with config_errors("backend"):
         get_backend(config.backend.get("name"))

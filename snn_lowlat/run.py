@@ -48,10 +48,11 @@ from snn_lowlat.data import ImageDataModule
 from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.evaluation import Report, evaluate, plot_reports, table, write_csv, write_json
 from snn_lowlat.files import whole_file
+from snn_lowlat.model import SpikingModel
 from snn_lowlat.models import InputNormalisation, load_weights
 from snn_lowlat.refinement import make_refinement
 from snn_lowlat.strategies import Strategy, make_strategy
-from snn_lowlat.training import replace_activations
+from snn_lowlat.training import FineTuning, replace_activations
 from snn_lowlat.training.resuming import check_checkpoint, find_checkpoint
 
 __all__ = ["command_line", "main", "run"]
@@ -107,9 +108,28 @@ def run(config: DictConfig, folder: Path) -> float:
             torch.save({"state_dict": network.state_dict()}, temporary)
     ann.eval().to(device)
 
-    model_name = config.model.get("name", type(network).__name__)
     reports: list[Report] = []
-    for strategy in strategies:
+    main: Report | None = None
+
+    def evaluated(snn: SpikingModel, file: Path) -> None:
+        snn.save(file)
+        with _stage(f"evaluating {file.stem}"):
+            report = evaluate(
+                snn,
+                data.test_dataloader(),
+                ann=ann,
+                timesteps=listed_steps(config),
+                progress=config.evaluation.progress,
+                device=device,
+            )
+        name = config.model.get("name", type(network).__name__)
+        reports.append(replace(report, experiment=config.name, model=name, dataset=data.name))
+        write_csv(reports, folder / "results.csv")
+        write_json(reports, folder / "results.json")
+        snn.ann_accuracy = report.ann_accuracy
+        snn.save(file)
+
+    for number, strategy in enumerate(strategies, start=1):
         with _stage(f"converting with {strategy.name}"):
             snn = convert(
                 ann,
@@ -122,26 +142,18 @@ def run(config: DictConfig, folder: Path) -> float:
                 seed=config.seed,
                 progress=config.calibration.progress,
             )
-        file = folder / (f"snn_{len(reports) + 1}_{strategy.name}.pt" if reports else "snn.pt")
-        snn.save(file)
-        with _stage(f"evaluating {strategy.name}"):
-            report = evaluate(
-                snn,
-                data.test_dataloader(),
-                ann=ann,
-                timesteps=listed_steps(config),
-                progress=config.evaluation.progress,
-                device=device,
-            )
-        reports.append(replace(report, experiment=config.name, model=model_name, dataset=data.name))
-        write_csv(reports, folder / "results.csv")
-        write_json(reports, folder / "results.json")
-        snn.ann_accuracy = report.ann_accuracy
-        snn.save(file)
+        evaluated(snn, folder / (f"snn_{number}_{strategy.name}.pt" if number > 1 else "snn.pt"))
+        if number == 1 and config.fine_tuning.get("_target_") is not None:
+            with _stage("fine-tuning"):
+                tuned = _fine_tune(config, snn, ann, data, folder / "fine_tuning")
+            if tuned is None:
+                return math.nan
+            evaluated(tuned.to(device), folder / "snn_fine_tuned.pt")
+            main = reports[-1]
     plot_reports(reports, folder / "accuracy_vs_timesteps.png")
     Console().print(table(reports))
     logger.info("Results are in %s", folder)
-    return reports[0].accuracy
+    return (reports[0] if main is None else main).accuracy
 
 
 def _strategies(config: DictConfig) -> list[Strategy]:
@@ -191,6 +203,31 @@ def _train(config: DictConfig, network: nn.Module, data: ImageDataModule, folder
     classifier = build(config.training, "training", model=network, num_classes=data.num_classes)
     if not isinstance(classifier, LightningModule):
         raise ConfigError(f"training._target_ must be a LightningModule, not {type(classifier).__name__}.")
+    return _fit(config, classifier, data, folder)
+
+
+def _fine_tune(
+    config: DictConfig, snn: SpikingModel, ann: nn.Module, data: ImageDataModule, folder: Path
+) -> SpikingModel | None:
+    """Train a converted network on; None in a process that only helped to train."""
+    options = OmegaConf.masked_copy(config.fine_tuning, [str(key) for key in config.fine_tuning if key != "max_epochs"])
+    teacher = {"teacher": ann} if config.fine_tuning.get("distillation") else {}
+    tuning = build(options, "fine_tuning", snn=snn, num_classes=data.num_classes, **teacher)
+    if not isinstance(tuning, FineTuning):
+        raise ConfigError(f"fine_tuning._target_ must be a FineTuning, not {type(tuning).__name__}.")
+    # The same trainer as for the original network, for other epochs, and with the paths in its options moved.
+    config = config.copy()
+    config.trainer = OmegaConf.create(OmegaConf.to_yaml(config.trainer).replace(str(config.folder), str(folder)))
+    config.trainer.max_epochs = config.fine_tuning.get("max_epochs", config.trainer.max_epochs)
+    if config.resume is not None:
+        place = Path(config.resume).expanduser()
+        begun = place.is_dir() and (place / folder.name).is_dir()
+        config.resume = str(place / folder.name) if begun else None
+    return tuning.to_spiking_model() if _fit(config, tuning, data, folder) else None
+
+
+def _fit(config: DictConfig, module: LightningModule, data: ImageDataModule, folder: Path) -> bool:
+    """Train with the config's trainer; say whether this process is the one that goes on."""
     entries = config.trainer.get("callbacks") or {}
     callbacks = [build(entry, f"trainer.callbacks.{name}") for name, entry in entries.items() if entry is not None]
     # Lightning adds a checkpoint of its own where there is none.
@@ -207,7 +244,7 @@ def _train(config: DictConfig, network: nn.Module, data: ImageDataModule, folder
         with config_errors("resume"):
             checkpoint = find_checkpoint(config.resume, folder)
             if checkpoint is not None:
-                check_checkpoint(checkpoint, classifier)
+                check_checkpoint(checkpoint, module)
     with warnings.catch_warnings():
         # Advice on workers and logging intervals for large clusters.
         warnings.simplefilter("ignore", PossibleUserWarning)
@@ -216,7 +253,7 @@ def _train(config: DictConfig, network: nn.Module, data: ImageDataModule, folder
         # A resumed training writes into its own folder.
         warnings.filterwarnings("ignore", message=".*dirpath has changed.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-        trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     metrics = {name: f"{float(value):.4f}" for name, value in trainer.callback_metrics.items()}
     logger.info("Trained for %d epochs: %s", trainer.current_epoch, ", ".join(f"{k} {v}" for k, v in metrics.items()))
     if distributed.is_available() and distributed.is_initialized():

@@ -411,3 +411,34 @@ def test_keys_that_do_not_exist_are_answered_with_those_that_do() -> None:
     assert "'initial_potential'. There are: granularity, name" in str(answer)
     assert unknown_key(["strategy=nothing"]) is None
     assert unknown_key(["trainer/logger=csv", "trainer/callbacks=[early_stopping]"]) is None
+
+
+FINE_TUNING = (
+    "fine_tuning=sgl",
+    "fine_tuning.max_epochs=2",
+    "timesteps=1",
+    "compare=[]",
+    "refinements=[bias_correction]",
+)
+
+
+def test_fine_tuning_writes_three_accuracies(tmp_path: Path) -> None:
+    accuracy = run(composed("+experiment=quickstart", *FAST, *FINE_TUNING), tmp_path)
+    content = json.loads((tmp_path / "results.json").read_text())
+    converted, tuned = content["reports"]
+    assert converted["ann_accuracy"] == tuned["ann_accuracy"] > 0
+    assert tuned["accuracy"] == accuracy > converted["accuracy"]
+    assert [step["name"] for step in tuned["refinements"]] == ["bias_correction", "surrogate_gradient_learning"]
+    assert load(tmp_path / "snn_fine_tuned.pt").provenance.refinements[-1]["updates"] > 0
+    assert load(tmp_path / "snn.pt").provenance.refinements[-1]["name"] == "bias_correction"
+    assert (tmp_path / "fine_tuning" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_fine_tuning_goes_on_where_it_was(tmp_path: Path) -> None:
+    options = ("+experiment=quickstart", *FAST, *FINE_TUNING, "fine_tuning.schedule=constant")
+    run(composed(*options), tmp_path / "whole")
+    run(composed(*options, "fine_tuning.max_epochs=1"), tmp_path / "parts")
+    run(composed(*options, f"resume={tmp_path / 'parts'}"), tmp_path / "parts")
+    whole, parts = (load(tmp_path / name / "snn_fine_tuned.pt") for name in ("whole", "parts"))
+    images = torch.rand(8, *whole.provenance.input_shape)
+    assert torch.equal(whole(images), parts(images))

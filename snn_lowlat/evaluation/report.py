@@ -189,7 +189,11 @@ class Report:
 
 def labels(reports: Sequence[Report]) -> list[str]:
     """Return a name for each report: its strategy, and whatever else tells it from the others."""
-    names = [report.strategy for report in reports]
+    chains = [[str(step["name"]) for step in report.refinements] for report in reports]
+    shared = next(
+        (i for i, steps in enumerate(zip(*chains, strict=False)) if len(set(steps)) > 1), min(map(len, chains))
+    )
+    names = [" + ".join([report.strategy, *chain[shared:]]) for report, chain in zip(reports, chains, strict=True)]
     for attribute in ("backend", "model", "dataset", "encoder", "seed"):
         if len({str(getattr(report, attribute)) for report in reports}) > 1:
             names = [f"{name}, {getattr(report, attribute)}" for name, report in zip(names, reports, strict=True)]

@@ -1,0 +1,49 @@
+"""Training that clips activations first and rounds them later."""
+
+from __future__ import annotations
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from snn_lowlat.training.activations import ValueRangeReLU
+
+__all__ = ["RoundLater"]
+
+
+class RoundLater(Callback):
+    """Let every :class:`~snn_lowlat.training.ValueRangeReLU` clip only at first, and round from some epoch on.
+
+    Networks find good weights sooner while their activations are only clipped, and then adapt to the rounding: clamp
+    and quantise, the schedule of Yan, Zhou & Wong ("Near lossless transfer learning for spiking neural networks", AAAI
+    2021). At the end all of them round, as the spiking network does.
+
+    Parameters
+    ----------
+    after : float
+        The share of the epochs that only clip, in ``[0, 1)``.
+
+    Raises
+    ------
+    ValueError
+        If it is not in ``[0, 1)``.
+    """
+
+    def __init__(self, after: float = 0.5) -> None:
+        if not 0 <= after < 1:
+            raise ValueError(f"after must be in [0, 1), not {after}.")
+        self.after = after
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set what the activations do in this epoch."""
+        epochs = trainer.max_epochs or 0
+        _set_rounding(pl_module, trainer.current_epoch >= round(self.after * epochs))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let all of them round."""
+        _set_rounding(pl_module, True)
+
+
+def _set_rounding(network: LightningModule, rounds: bool) -> None:
+    for module in network.modules():
+        if isinstance(module, ValueRangeReLU):
+            module.rounds = rounds

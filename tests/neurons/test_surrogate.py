@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from snn_lowlat.neurons import integrate_and_fire
+from snn_lowlat.neurons.surrogate import (
+    SURROGATES,
+    SpikeOptions,
+    atan,
+    rectangular,
+    sigmoid,
+    straight_through,
+    surrogate_integrate_and_fire,
+)
+
+PRIMITIVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "rectangular": lambda u: u.clamp(-1, 1),
+    "straight_through": lambda u: u.clamp(-0.5, 0.5),
+    "triangle": lambda u: 0.3 * (u.clamp(-1, 1) - u.clamp(-1, 1) * u.clamp(-1, 1).abs() / 2),
+    "atan": lambda u: torch.atan(math.pi * u) / math.pi,
+    "fast_sigmoid": lambda u: u / (1 + 5 * u.abs()),
+    "sigmoid": lambda u: torch.sigmoid(4 * u),
+}
+SMOOTH = SpikeOptions(surrogate=sigmoid, smooth=PRIMITIVES["sigmoid"])
+
+
+def case(timesteps: int, channels: bool, leak: float = 0.8, constant: bool = False) -> dict[str, Tensor]:
+    """Return arguments in double precision; the values are far from small and spikes are frequent."""
+    torch.manual_seed(timesteps)
+    shape = (3,) if channels else ()
+    values = {
+        "currents": torch.randn(1 if constant else timesteps, 4, 3, 2) + 0.4,
+        "threshold": torch.rand(shape) + 0.5,
+        "initial_fraction": torch.rand(shape),
+        "height": torch.rand(3) + 0.5,
+        "leak": torch.tensor(leak),
+    }
+    return {name: value.double() for name, value in values.items()}
+
+
+def reference(arguments: dict[str, Tensor], timesteps: int, options: SpikeOptions) -> Tensor:
+    """The neurons step by step, with autograd's gradients and ``surrogate`` as the spikes' derivative."""
+    currents, threshold, fraction, height, leak = arguments.values()
+    threshold, fraction = (value.reshape(-1, 1) for value in (threshold, fraction))
+    potential: Tensor = torch.zeros_like(currents[0])
+    outputs = []
+    for step in range(timesteps):
+        potential = leak * potential + currents[step % len(currents)]
+        distance = (potential + fraction * threshold) / threshold - 1
+        if options.smooth is not None:
+            spikes = options.smooth(distance)
+        else:
+            slope = options.surrogate(distance.detach())
+            spikes = (distance >= 0).double() + slope * (distance - distance.detach())
+        potential = potential - threshold * (spikes.detach() if options.detach_reset else spikes)
+        worth = height.reshape(-1, 1) * threshold
+        if options.threshold_gradient == "paper_code":
+            outputs.append(spikes * worth.detach() + (threshold - threshold.detach()))
+        else:
+            outputs.append(spikes * worth)
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("leak", [1.0, 0.9])
+@pytest.mark.parametrize("channels", [False, True])
+@pytest.mark.parametrize("timesteps", [1, 2, 5])
+def test_spikes_are_those_of_the_neuron_without_gradients(timesteps: int, channels: bool, leak: float) -> None:
+    torch.manual_seed(0)
+    currents = torch.randn(timesteps, 50, 3, 20, 30) * 0.7 + 0.3
+    threshold, fraction = (torch.rand((3,) if channels else ()) + add for add in (0.5, 0.0))
+    stays = torch.tensor(leak)
+    expected = integrate_and_fire(currents, threshold, fraction * threshold, float(stays))
+    last = currents.flatten(0, 1).to(memory_format=torch.channels_last).view(currents.shape)
+    for laid_out in (currents, last):
+        outputs = surrogate_integrate_and_fire(laid_out, threshold, fraction, torch.tensor(2.0), stays, timesteps)
+        assert torch.equal((outputs != 0).float(), expected)
+        assert outputs.stride() == laid_out.stride()
+    worth = (2 * threshold).reshape(-1, 1, 1)
+    assert torch.equal(outputs, expected * worth)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("channels", [False, True])
+@pytest.mark.parametrize("timesteps", [1, 2, 4])
+def test_gradients_are_those_of_a_smoothed_spike(timesteps: int, channels: bool, constant: bool) -> None:
+    arguments = case(timesteps, channels, constant=constant)
+    height = arguments.pop("height")
+
+    def outputs(currents: Tensor, threshold: Tensor, fraction: Tensor, leak: Tensor) -> Tensor:
+        return surrogate_integrate_and_fire(currents, threshold, fraction, height, leak, timesteps, SMOOTH)
+
+    assert torch.autograd.gradcheck(outputs, [value.requires_grad_() for value in arguments.values()])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SpikeOptions(),
+        SpikeOptions(detach_reset=True),
+        SpikeOptions(threshold_gradient="paper_code"),
+        SpikeOptions(surrogate=atan, detach_reset=True, threshold_gradient="paper_code"),
+        SpikeOptions(surrogate=sigmoid, smooth=PRIMITIVES["sigmoid"], detach_reset=True),
+    ],
+)
+@pytest.mark.parametrize("leak", [1.0, 0.8])
+def test_gradients_are_those_of_the_steps_in_autograd(options: SpikeOptions, leak: float) -> None:
+    arguments = case(4, True, leak)
+    names = [name for name in arguments if name != "height"]
+    found, expected = [], []
+    for gradients, outputs in ((found, surrogate_integrate_and_fire), (expected, None)):
+        values = {name: value.clone().requires_grad_(name != "height") for name, value in arguments.items()}
+        result = outputs(*values.values(), 4, options) if outputs else reference(values, 4, options)
+        weight = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).double()
+        gradients += torch.autograd.grad((result * weight).sum(), [values[name] for name in names])
+    for name, first, second in zip(names, found, expected, strict=True):
+        torch.testing.assert_close(first, second, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_no_reset_passes_no_gradient_when_detached() -> None:
+    arguments = case(2, False, 1.0)
+    gradients = []
+    for detach in (False, True):
+        currents = arguments["currents"].clone().requires_grad_()
+        options = SpikeOptions(detach_reset=detach)
+        surrogate_integrate_and_fire(currents, *list(arguments.values())[1:], 2, options)[1].sum().backward()
+        gradients.append(currents.grad)
+    assert not torch.equal(*gradients)
+    # The first step's currents reach the second step's spikes through the potential, one to one.
+    assert torch.equal(gradients[1][0], gradients[1][1])
+
+
+def test_large_batches_are_sums_of_small_ones() -> None:
+    arguments = case(3, True, 0.9)
+    currents = torch.randn(3, 60, 3, 40, 40, generator=torch.Generator().manual_seed(0)).double()
+    gradients = []
+    for parts in (1, 6):
+        values = [arguments[name].clone().requires_grad_() for name in ("threshold", "initial_fraction", "leak")]
+        threshold, fraction, leak = values
+        for part in currents.chunk(parts, 1):
+            outputs = surrogate_integrate_and_fire(part, threshold, fraction, arguments["height"], leak, 3)
+            (outputs**2).sum().backward()
+        gradients.append([value.grad for value in values])
+    for whole, pieces in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, pieces)
+
+
+def test_one_number_is_kept_for_each_neuron_and_step() -> None:
+    arguments = case(4, True)
+    kept: list[Tensor] = []
+    currents = arguments.pop("currents").requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        surrogate_integrate_and_fire(currents * 1, *arguments.values(), 4)
+    assert sorted(t.numel() for t in kept)[-2:] == [3, currents.numel()]
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_surrogates_are_derivatives(name: str) -> None:
+    distances = torch.tensor([-2.5, -0.9, -0.3, 0.1, 0.6, 3.0], dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(PRIMITIVES[name](distances).sum(), distances)
+    before = distances.detach().clone()
+    torch.testing.assert_close(SURROGATES[name](before), expected)
+    assert torch.equal(before, distances)
+
+
+def test_straight_through_is_the_clipped_activation_for_one_step() -> None:
+    currents = torch.linspace(-1, 3, 50).reshape(1, 10, 5).requires_grad_()
+    clipped = torch.linspace(-1, 3, 50).reshape(1, 10, 5).requires_grad_()
+    threshold, half = torch.tensor(1.5), torch.tensor(0.5)
+    one = torch.tensor(1.0)
+    surrogate_integrate_and_fire(
+        currents, threshold, half, one, one, 1, SpikeOptions(surrogate=straight_through)
+    ).sum().backward()
+    clipped.clamp(0, 1.5).sum().backward()
+    assert torch.equal(currents.grad, clipped.grad)
+
+
+def test_surrogates_take_options() -> None:
+    assert rectangular(torch.tensor([0.4, 0.6]), width=0.5).tolist() == [1, 0]
+    assert SURROGATES["triangle"](torch.tensor([0.0, 1.0]), height=1.0, width=2.0).tolist() == [1, 0.5]
+
+
+def test_half_precision_passes() -> None:
+    arguments = {name: value.float() for name, value in case(2, True).items()}
+    currents = arguments.pop("currents").bfloat16().requires_grad_()
+    outputs = surrogate_integrate_and_fire(currents, *arguments.values(), 2)
+    outputs.sum().backward()
+    assert outputs.dtype == currents.grad.dtype == torch.bfloat16
+
+
+def test_unknown_threshold_gradients_are_named() -> None:
+    with pytest.raises(ValueError, match="paper_code, proper"):
+        SpikeOptions(threshold_gradient="improper")
