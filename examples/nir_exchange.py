@@ -9,32 +9,15 @@ import argparse
 from pathlib import Path
 
 import nir
-import torch
+from trained_digits import trained_digits
 
 import snn_lowlat
-from snn_lowlat.data import Digits
-from snn_lowlat.models import SmallCNN
 
 TIMESTEPS = 8
 
 
-def train(model: torch.nn.Module, data: Digits, epochs: int = 5) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    for _ in range(epochs):
-        for images, labels in data.train_dataloader():
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-    model.eval()
-
-
 def main(path: Path) -> dict[str, float]:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    data = Digits(batch_size=64)
-    data.setup()
-    model = SmallCNN(in_channels=1, num_classes=10, image_size=8)
-    train(model, data)
+    model, data = trained_digits()
     snn = snn_lowlat.convert(model, data.calibration_dataloader(500, 100), timesteps=TIMESTEPS)
     images, labels = next(iter(data.test_dataloader()))
 

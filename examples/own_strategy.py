@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+from trained_digits import trained_digits
 
 import snn_lowlat
 from snn_lowlat.calibration import SiteStatistics
-from snn_lowlat.data import Digits
-from snn_lowlat.models import SmallCNN
 
 
 @snn_lowlat.register_strategy("deviations")
@@ -36,18 +34,7 @@ class Deviations(snn_lowlat.Strategy):
 
 
 def main() -> dict[str, float]:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    data = Digits(batch_size=64)
-    data.setup()
-    model = SmallCNN(in_channels=1, num_classes=10, image_size=8)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    for _ in range(5):
-        for images, labels in data.train_dataloader():
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-    model.eval()
+    model, data = trained_digits()
 
     accuracies = {}
     for name, options in (("deviations", {"deviations": 2.5}), ("optimized_potential", {})):

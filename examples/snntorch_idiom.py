@@ -8,22 +8,12 @@ from __future__ import annotations
 import torch
 from snntorch.functional import probe
 from torch import nn
+from trained_digits import trained_digits
 
 from snn_lowlat import snntorch
 from snn_lowlat.data import Digits
-from snn_lowlat.models import SmallCNN
 
 TIMESTEPS = 2
-
-
-def train(model: nn.Module, data: Digits, epochs: int = 5) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    for _ in range(epochs):
-        for images, labels in data.train_dataloader():
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-    model.eval()
 
 
 def run(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -49,12 +39,7 @@ def fine_tune(network: nn.Module, data: Digits, epochs: int = 3) -> None:
 
 
 def main() -> tuple[float, float]:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    data = Digits(batch_size=64)
-    data.setup()
-    model = SmallCNN(in_channels=1, num_classes=10, image_size=8)
-    train(model, data)
+    model, data = trained_digits()
 
     network = snntorch.convert(
         model,

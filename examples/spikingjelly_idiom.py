@@ -8,31 +8,15 @@ from __future__ import annotations
 import torch
 from spikingjelly.activation_based import functional, monitor, neuron
 from spikingjelly.activation_based.ann2snn import FXConverter
+from trained_digits import trained_digits
 
 from snn_lowlat.adapters.spikingjelly import OptimizedPotentialRecipe
-from snn_lowlat.data import Digits
-from snn_lowlat.models import SmallCNN
 
 TIMESTEPS = 8
 
 
-def train(model: torch.nn.Module, data: Digits, epochs: int = 5) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    for _ in range(epochs):
-        for images, labels in data.train_dataloader():
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-    model.eval()
-
-
 def main() -> float:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    data = Digits(batch_size=64)
-    data.setup()
-    model = SmallCNN(in_channels=1, num_classes=10, image_size=8)
-    train(model, data)
+    model, data = trained_digits()
 
     # The two lines:
     recipe = OptimizedPotentialRecipe(calibration=data.calibration_dataloader(500, 100), timesteps=TIMESTEPS)

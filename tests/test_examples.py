@@ -10,7 +10,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture(autouse=True)
-def _own_registry(monkeypatch):
+def _as_a_script_of_its_own(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setattr(REGISTRY, "_classes", dict(REGISTRY._classes))
 
 
@@ -62,7 +63,6 @@ def test_compare_objectives(real_data, tmp_path, monkeypatch):
     arguments = ["--weights", str(weights), "--data", str(folder), "--images", "200", "--timesteps", "1", "2"]
     arguments += ["--calibration-images", "300", "--methods", *methods, "--output", str(tmp_path / "o.md")]
     monkeypatch.setattr(sys, "argv", ["compare_objectives.py", *arguments])
-    monkeypatch.syspath_prepend(EXAMPLES)
     runpy.run_path(str(EXAMPLES / "compare_objectives.py"), run_name="__main__")
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in (tmp_path / "o.md").read_text().splitlines()]
     assert rows[0][1:] == ["T = 1", "T = 2", "T = 1 + bias_correction", "T = 2 + bias_correction"]
@@ -70,3 +70,9 @@ def test_compare_objectives(real_data, tmp_path, monkeypatch):
     ann, by_maximum, by_distribution = ([float(cell) for cell in row[1:]] for row in rows[2:])
     assert min(ann) > 85
     assert all(ours > other for ours, other in zip(by_distribution, by_maximum, strict=True))
+
+
+def test_fine_tune():
+    ann, converted, tuned = runpy.run_path(str(EXAMPLES / "fine_tune.py"))["main"]()
+    assert converted < tuned
+    assert tuned > ann - 0.05

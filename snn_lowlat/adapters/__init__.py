@@ -25,7 +25,27 @@ class Backend(Protocol):
     """What an adapter module provides."""
 
     def build(self, graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> nn.Module:
-        """Return the host's network for a network in normal form and its plan; neither is changed."""
+        """Return the host's network for a network in normal form and its plan; neither is changed.
+
+        Parameters
+        ----------
+        graph : GraphModule
+            A network in normal form.
+        plan : mapping of str to SitePlan
+            What each site becomes.
+        input_shape : sequence of int
+            The shape of one input image.
+
+        Returns
+        -------
+        Module
+            The spiking network, ``[N, ...]`` in, the output of one step out.
+
+        Raises
+        ------
+        ValueError
+            If a site's neuron model has no counterpart in the host.
+        """
 
     def run(self, network: nn.Module, inputs: Tensor) -> Tensor:
         """Reset the network and run input currents ``[T, N, ...]``; returns each step's output, ``[T, N, classes]``."""

@@ -360,27 +360,7 @@ _NEURONS: dict[str, Callable[[SitePlan, int], nn.Module]] = {
 
 
 def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.GraphModule:
-    """Return snnTorch's network for a network in normal form and its plan; neither is changed.
-
-    Parameters
-    ----------
-    graph : GraphModule
-        A network in normal form.
-    plan : mapping of str to SitePlan
-        What each site becomes.
-    input_shape : sequence of int
-        The shape of one input image.
-
-    Returns
-    -------
-    GraphModule
-        The spiking network: ``[N, ...]`` in, the output of one step out.
-
-    Raises
-    ------
-    ValueError
-        If a site's neuron model has no counterpart in snnTorch.
-    """
+    """Return snnTorch's network for a network in normal form; see :meth:`snn_lowlat.adapters.Backend.build`."""
     network = without_ceilings(graph)
     reference = next(network.parameters(), torch.empty(0))
     shapes = current_shapes(network, input_shape)

@@ -236,27 +236,7 @@ _NEURONS: dict[str, Callable[[SitePlan], nn.Module]] = {
 
 
 def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.GraphModule:
-    """Return SpikingJelly's network for a network in normal form and its plan; neither is changed.
-
-    Parameters
-    ----------
-    graph : GraphModule
-        A network in normal form.
-    plan : mapping of str to SitePlan
-        What each site becomes.
-    input_shape : sequence of int
-        The shape of one input image; SpikingJelly's neurons find the channels of any shape, so it does not matter here.
-
-    Returns
-    -------
-    GraphModule
-        The spiking network in single-step mode: ``[N, ...]`` in, the output of one step out.
-
-    Raises
-    ------
-    ValueError
-        If a site's neuron model has no counterpart in SpikingJelly.
-    """
+    """Return SpikingJelly's network, in single-step mode; see :meth:`snn_lowlat.adapters.Backend.build`."""
     network = without_ceilings(graph)
     reference = next(iter(network.parameters()), torch.empty(0))
     for site in find_sites(network).values():
