@@ -30,4 +30,11 @@ class Strategy(Registered):
             What calibration saw at the site.
         timesteps : int
             The length of the simulation in steps, at least 1.
+
+        Raises
+        ------
+        ValueError
+            If the site lacks what the options ask for, such as a trained ceiling or an initial potential of its own.
+        CalibrationError
+            If the site is dead, or a trained ceiling is not positive.
         """

@@ -125,22 +125,7 @@ class DistributionAware(Strategy):
         object.__setattr__(self, "initial_potential", check_initial_potential(self.initial_potential))
 
     def plan(self, statistics: SiteStatistics, timesteps: int) -> SitePlan:
-        """Plan one site's neurons.
-
-        Parameters
-        ----------
-        statistics : SiteStatistics
-            What calibration saw at the site.
-        timesteps : int
-            The length of the simulation in steps, at least 1.
-
-        Raises
-        ------
-        ValueError
-            If the site has no initial potential where the option lists them by site.
-        CalibrationError
-            If the site is dead, or a trained ceiling is not positive.
-        """
+        """Plan one site's neurons; see :meth:`Strategy.plan <snn_lowlat.Strategy.plan>`."""
         fraction = potential_fraction(self.initial_potential, statistics)
         assert fraction is not None  # the check lets no other name pass
         whole, trained = self.granularity == "layer", statistics.ceiling

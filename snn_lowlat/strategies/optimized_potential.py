@@ -52,22 +52,7 @@ class OptimizedPotential(ThresholdStrategy):
         object.__setattr__(self, "initial_potential", given)
 
     def plan(self, statistics: SiteStatistics, timesteps: int) -> SitePlan:
-        """Plan one site's neurons.
-
-        Parameters
-        ----------
-        statistics : SiteStatistics
-            What calibration saw at the site.
-        timesteps : int
-            The length of the simulation in steps, at least 1.
-
-        Raises
-        ------
-        ValueError
-            If the site has no ceiling or initial potential where the options ask for one.
-        CalibrationError
-            If the site is dead.
-        """
+        """Plan one site's neurons; see :meth:`Strategy.plan <snn_lowlat.Strategy.plan>`."""
         fraction = potential_fraction(self.initial_potential, statistics)
         threshold = self.thresholds(statistics, timesteps, fraction)
         if fraction is None:

@@ -32,14 +32,6 @@ class ThresholdBalancing(ThresholdStrategy):
     granularity: str = "layer"
 
     def plan(self, statistics: SiteStatistics, timesteps: int) -> SitePlan:
-        """Plan one site's neurons.
-
-        Parameters
-        ----------
-        statistics : SiteStatistics
-            What calibration saw at the site.
-        timesteps : int
-            The length of the simulation in steps, at least 1.
-        """
+        """Plan one site's neurons; see :meth:`Strategy.plan <snn_lowlat.Strategy.plan>`."""
         threshold = self.thresholds(statistics, timesteps, fraction=torch.zeros(())).float()
         return SitePlan(threshold=threshold, initial_potential=torch.zeros(()), amplitude=threshold)

@@ -59,22 +59,7 @@ class ValueRange(ThresholdStrategy):
         object.__setattr__(self, "initial_potential", check_initial_potential(self.initial_potential))
 
     def plan(self, statistics: SiteStatistics, timesteps: int) -> SitePlan:
-        """Plan one site's neurons.
-
-        Parameters
-        ----------
-        statistics : SiteStatistics
-            What calibration saw at the site.
-        timesteps : int
-            The length of a window in steps, at least 1.
-
-        Raises
-        ------
-        ValueError
-            If the site has no ceiling or initial potential where the options ask for one.
-        CalibrationError
-            If the site is dead.
-        """
+        """Plan one site's neurons; see :meth:`Strategy.plan <snn_lowlat.Strategy.plan>`."""
         if statistics.step is not None and statistics.ceiling is not None:
             threshold = statistics.ceiling
             potential = torch.zeros_like(threshold)
