@@ -21,6 +21,7 @@ CONVERTIBLE = {
     "mnasnet0_5": 35,
     "shufflenet_v2_x0_5": 37,
 }
+SLOW = ("vgg11", "alexnet")  # like vgg11_bn, with as many weights
 REFUSED = {"efficientnet_b0": "SiLU", "regnet_y_400mf": "Sigmoid", "convnext_tiny": "GELU"}
 
 
@@ -31,7 +32,7 @@ def network(name):
     return getattr(torchvision.models, name)(weights=None, num_classes=10, **options), torch.randn(2, 3, size, size)
 
 
-@pytest.mark.parametrize("name", CONVERTIBLE)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CONVERTIBLE])
 def test_relu_networks_convert_and_run(name):
     model, images = network(name)
     snn = convert(model.eval(), images, timesteps=2)
