@@ -178,7 +178,8 @@ class TrainableNetwork(nn.Module):
             setattr(self.graph, name, neurons)
         self.register_buffer("measured", torch.tensor(not batch_norm))
         self.register_buffer("updates", torch.tensor(0))
-        self.eval()
+        # A trainer leaves modes as they are.
+        self.train()
 
     measured: Tensor
     """Whether the batch norms, if there are any, have statistics: measured, or trained and loaded."""

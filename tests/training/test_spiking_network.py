@@ -25,7 +25,7 @@ def trainable(snn: SpikingModel, double: bool = False, **options: Any) -> Traina
     graph, plan = snn.normal_form()
     shape = snn.provenance.input_shape
     network = TrainableNetwork(graph, plan, shape, snn.timesteps, SpikeOptions(), **options)
-    return network.double() if double else network
+    return (network.double() if double else network).eval()
 
 
 @pytest.fixture(params=NETWORKS, ids=lambda kind: kind.__name__)
