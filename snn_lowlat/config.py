@@ -183,6 +183,8 @@ def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
     steps = listed_steps(config)
     if steps is not None and (not steps or min(steps) < 1 or max(steps) > config.timesteps):
         raise ConfigError(f"evaluation.timesteps must be between 1 and timesteps={config.timesteps}, not {steps}.")
+    if config.model.get("weights") is not None and config.model.get("initial_weights") is not None:
+        raise ConfigError("model.weights is of a trained network, model.initial_weights of one to be trained: give one of them.")
     if config.training.get("_target_") is None and config.model.get("weights") is None:
         raise ConfigError("there is no training (training=none), so the config needs model.weights=PATH.")
     trains = config.model.get("weights") is None or config.fine_tuning.get("_target_") is not None

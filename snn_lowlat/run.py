@@ -52,7 +52,7 @@ from snn_lowlat.model import SpikingModel
 from snn_lowlat.models import InputNormalisation, load_weights
 from snn_lowlat.refinement import make_refinement
 from snn_lowlat.strategies import Strategy, make_strategy
-from snn_lowlat.training import FineTuning, replace_activations
+from snn_lowlat.training import CeilingReLU, FineTuning, fit_ceilings, replace_activations
 from snn_lowlat.training.resuming import check_checkpoint, find_checkpoint
 
 __all__ = ["command_line", "main", "run"]
@@ -97,8 +97,11 @@ def run(config: DictConfig, folder: Path) -> float:
     with _stage("reading data"):
         data = _data(config)
         data.setup()
-    network = _network(config, data)
-    ann = _with_normalisation(network, data) if config.input_coding == "poisson" else network
+    network, unfitted = _network(config, data)
+    ann = _with_normalisation(network, data) if config.input_coding != "direct" else network
+    if unfitted:
+        with _stage("fitting ceilings"):
+            fit_ceilings(ann, data.calibration_dataloader(config.calibration.images, config.calibration.batch_size))
     if config.model.get("weights") is None:
         with _stage("training"):
             first = _train(config, ann, data, folder)
@@ -164,19 +167,20 @@ def _strategies(config: DictConfig) -> list[Strategy]:
 
 
 def _data(config: DictConfig) -> ImageDataModule:
-    # Poisson spikes code pixels in [0, 1]: the normalisation then belongs to the network.
-    known = {"normalise": False} if config.input_coding == "poisson" else {}
+    # Spikes code pixels in [0, 1]: the normalisation then belongs to the network.
+    known = {"normalise": False} if config.input_coding != "direct" else {}
     data = build(config.data, "data", **known)
     if not isinstance(data, ImageDataModule):
         raise ConfigError(f"data._target_ must be an ImageDataModule, not {type(data).__name__}.")
     return data
 
 
-def _network(config: DictConfig, data: ImageDataModule) -> nn.Module:
+def _network(config: DictConfig, data: ImageDataModule) -> tuple[nn.Module, bool]:
+    """Build the network and load its weights; say whether its ceilings are still to be fitted to them."""
     channels, size, _ = data.input_shape
     offered = {"num_classes": data.num_classes, "in_channels": channels, "image_size": size}
     accepted = accepted_by(config.model, "model")
-    foreign = {"name", "weights"} | ({"activation"} - accepted)
+    foreign = {"name", "weights", "initial_weights"} | ({"activation"} - accepted)
     options = OmegaConf.masked_copy(config.model, [str(key) for key in config.model if key not in foreign])
     offered = {name: value for name, value in offered.items() if name in accepted and name not in options}
     network = build(options, "model", **offered)
@@ -189,7 +193,12 @@ def _network(config: DictConfig, data: ImageDataModule) -> nn.Module:
     if config.model.get("weights") is not None:
         with config_errors("model.weights"):
             load_weights(network, config.model.get("weights"))
-    return network
+    elif config.model.get("initial_weights") is not None:
+        # Those of a plain ReLU network will do.
+        ceilings = [f"{name}.ceiling" for name, part in network.named_modules() if isinstance(part, CeilingReLU)]
+        with config_errors("model.initial_weights"):
+            return network, bool(load_weights(network, config.model.get("initial_weights"), optional=ceilings))
+    return network, False
 
 
 def _with_normalisation(network: nn.Module, data: ImageDataModule) -> nn.Module:

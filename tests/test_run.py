@@ -93,6 +93,32 @@ def test_trained_weights_make_training_needless(tmp_path: Path) -> None:
     assert reports[0]["refinements"][0]["name"] == "bias_correction"
 
 
+def test_training_starts_from_the_weights_of_a_relu_network(tmp_path: Path) -> None:
+    before = run(composed(*FAST, "trainer.max_epochs=3", "timesteps=4", "strategy=value_range"), tmp_path / "first")
+    overrides = (
+        f"model.initial_weights={tmp_path / 'first' / 'ann.pt'}",
+        "model.activation={_target_: snn_lowlat.training.QuantisedReLU, _partial_: true, timesteps: 4}",
+        "training.learning_rate=0.01",
+        "strategy=value_range",
+        "timesteps=4",
+    )
+    after = run(composed(*FAST, *overrides), tmp_path / "second")
+    assert after > before
+    reports = json.loads((tmp_path / "second" / "results.json").read_text())["reports"]
+    assert reports[0]["ann_accuracy"] == after  # the spiking network equals the one that was trained
+    # Its own weights have ceilings, which are not fitted again.
+    weights = torch.load(tmp_path / "second" / "ann.pt")["state_dict"]
+    overrides = (
+        f"model.initial_weights={tmp_path / 'second' / 'ann.pt'}",
+        *overrides[1:],
+        "training.learning_rate=1e-9",
+    )
+    run(composed(*FAST, *overrides), tmp_path / "third")
+    again = torch.load(tmp_path / "third" / "ann.pt")["state_dict"]
+    name = "features.0.2.ceiling"
+    torch.testing.assert_close(again[name], weights[name])
+
+
 def test_poisson_spikes_take_the_normalisation_into_the_network(tmp_path: Path) -> None:
     overrides = ("input_coding=poisson", "data.mean=[0.3]", "data.std=[0.4]", "timesteps=2", "data.limit_test=50")
     run(composed(*FAST, *overrides), tmp_path)
@@ -147,7 +173,7 @@ def test_strategy_files_state_the_defaults(name: str) -> None:
 def test_model_files_state_the_defaults(name: str) -> None:
     options: Any = OmegaConf.to_container(composed(f"model={name}").model)
     assert options.pop("name") == name
-    assert options.pop("weights") is None
+    assert options.pop("weights") is options.pop("initial_weights") is None
     network = get_object(options.pop("_target_"))
     defaults = {key: parameter.default for key, parameter in inspect.signature(network).parameters.items()}
     given = {"num_classes", "in_channels", "image_size"}
@@ -198,6 +224,8 @@ def test_every_strategy_has_a_file() -> None:
         (["+model.widht=1"], "Did you mean 'width'"),
         (["model.pooling=sum"], "model: pooling"),
         (["model.weights=/nowhere.pt"], r"model\.weights.*nowhere\.pt"),
+        (["model.initial_weights=/nowhere.pt"], r"model\.initial_weights.*nowhere\.pt"),
+        (["model.initial_weights=a.pt", "model.weights=b.pt"], r"model\.weights .*initial_weights.*give one"),
         (["training.optimizer=lion"], "training: optimizer"),
         (["model.activation=celling"], "model: .*Did you mean 'ceiling'"),
         (["resume=/nowhere"], "resume: there is no checkpoint /nowhere"),

@@ -108,7 +108,7 @@ class Histogram:
 
     def positives(self) -> Tensor:
         """Return how many values above zero each channel saw, exactly: shape ``[C]``, int64."""
-        return (self.counts * (self._lowest_bin()[:, None] + self._steps() > 0)).sum(1)
+        return (self._storage * (self._origin[:, None] + self._steps() > 0)).sum(1)
 
     def quantile(self, q: float, *, positive: bool = False) -> Tensor:
         """Estimate a quantile of each channel, to within one bin's width.

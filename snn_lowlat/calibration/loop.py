@@ -171,4 +171,4 @@ def _statistics(site: Site, histogram: Histogram | None) -> SiteStatistics:
             "and that the calibration data are normalised as in training."
         )
     ceiling = None if site.ceiling is None else site.ceiling.detach().cpu()
-    return SiteStatistics(site.name, histogram.to("cpu"), ceiling, site.step)
+    return SiteStatistics(site.name, histogram.to("cpu"), ceiling, site.levels, site.shift)

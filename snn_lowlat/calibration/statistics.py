@@ -23,11 +23,14 @@ class SiteStatistics:
         The distribution of the pre-activations, channel by channel.
     ceiling : Tensor or None
         The value at which the trained activation clips, of shape ``[]`` or ``[C]``; ``None`` for a plain ReLU.
-    step : float or None
-        The distance of the levels that the trained activation is rounded down to; ``None`` if it is not rounded.
+    levels : int or None
+        The number of levels above zero that the trained activation is rounded down to; ``None`` if it is not rounded.
+    shift : float
+        What it adds before it rounds down, in levels.
     """
 
     name: str
     histogram: Histogram
     ceiling: Tensor | None = None
-    step: float | None = None
+    levels: int | None = None
+    shift: float = 0.0

@@ -5,7 +5,7 @@ any host may trace it again and get the same graph:
 
 - every activation is a *site*: a call of an ``nn.ReLU`` of its own, whose target is the site's name, followed by
   ``torch.minimum(site, ceiling)`` where the activation has a ceiling (a buffer named ``<site>_ceiling``), and by
-  ``floor(... * levels + margin) * step`` where it is rounded down to levels;
+  ``floor(... / step + shift + margin) * step`` where it is rounded down to levels;
 - everything between sites is linear for each time step; batch norm is folded into the layer before it where there is
   one, and each layer with weights has a bias;
 - max-pooling stands before the site, not after it: ``max(relu(z)) = relu(max(z))``, so that currents are pooled and
@@ -180,11 +180,19 @@ class Builder:
         shape = (channels, *[1] * (rank - 2)) if value.numel() > 1 else ()
         return self.function(torch.minimum, site, self._constant(value.reshape(shape), f"{site.target}_ceiling"))
 
-    def rounded(self, clipped: fx.Node, step: float) -> fx.Node:
-        """Round a clipped site's output down to multiples of a step."""
-        scaled = self.function(operator.mul, clipped, 1 / step)
-        floor = self.function(torch.floor, self.function(operator.add, scaled, MARGIN))
-        return self.function(operator.mul, floor, step)
+    def rounded(self, clipped: fx.Node, levels: int, shift: float = 0.0) -> fx.Node:
+        """Round a clipped site's output down to so many levels below its ceiling, after a shift in levels."""
+        site, limit = clipped.args
+        ceiling = getattr(self._modules, str(limit.target))  # type: ignore[union-attr]
+
+        def factor(values: Tensor, name: str) -> Any:
+            if values.dim() == 0:
+                return float(values)
+            return self._constant(values, f"{site.target}_{name}")  # type: ignore[union-attr]
+
+        scaled = self.function(operator.mul, clipped, factor(levels / ceiling, "inverse_step"))
+        floor = self.function(torch.floor, self.function(operator.add, scaled, shift + MARGIN))
+        return self.function(operator.mul, floor, factor(ceiling / levels, "step"))
 
     def operand(self, x: fx.Node, other: Any) -> Any:
         """Make the second operand of a sum or product: a node or number as it is, a constant tensor as a buffer."""

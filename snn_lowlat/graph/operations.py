@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from snn_lowlat.training.activations import CeilingReLU, ValueRangeReLU
+from snn_lowlat.training.activations import CeilingReLU, QuantisedReLU, ValueRangeReLU
 
 if TYPE_CHECKING:
     from snn_lowlat.graph.normal_form import Builder
@@ -145,7 +145,13 @@ def ceiling_module(build: Builder, x: fx.Node, module: CeilingReLU) -> fx.Node:
 @_modules(ValueRangeReLU)
 def value_range_module(build: Builder, x: fx.Node, module: ValueRangeReLU) -> fx.Node:
     clipped = build.site(x, ceiling=module.ceiling)
-    return build.rounded(clipped, module.step) if module.rounds else clipped
+    return build.rounded(clipped, module.timesteps) if module.rounds else clipped
+
+
+@_modules(QuantisedReLU)
+def quantised_module(build: Builder, x: fx.Node, module: QuantisedReLU) -> fx.Node:
+    clipped = build.site(x, ceiling=module.ceiling.detach())
+    return build.rounded(clipped, module.timesteps, module.shift) if module.rounds else clipped
 
 
 # Layers with weights.

@@ -84,13 +84,14 @@ def without_ceilings(graph: fx.GraphModule) -> fx.GraphModule:
     graph = copy.deepcopy(graph)
     for site in find_sites(graph).values():
         if site.rest:
-            ceiling = site.rest[0].args[1]
+            constants = [part.args[1] for part in site.rest if part.target is not torch.floor]
             site.output.replace_all_uses_with(site.node)
             for node in reversed(site.rest):
                 graph.graph.erase_node(node)
-            if isinstance(ceiling, fx.Node) and not ceiling.users:
-                graph.graph.erase_node(ceiling)
-                delattr(graph, str(ceiling.target))
+            for constant in constants:
+                if isinstance(constant, fx.Node) and not constant.users:
+                    graph.graph.erase_node(constant)
+                    delattr(graph, str(constant.target))
     graph.graph.eliminate_dead_code()
     _finish(graph)
     return graph

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from snn_lowlat.neurons.accumulate_then_fire import MARGIN
+
 __all__ = ["MAX_POOLS", "Site", "bias_carrier", "current_shapes", "depth", "find_sites", "output_bias_carrier"]
 
 _WEIGHTED = (
@@ -45,16 +47,19 @@ class Site:
         What follows as a part of the activation: its clipping at the ceiling, then its rounding down to levels.
     ceiling : Tensor or None
         The trained ceiling in units of the pre-activation, shape ``[]`` or ``[C]``; None for a plain ReLU.
-    step : float or None
-        The distance of the levels, in units of the pre-activation, that the activation is rounded down to; None where
-        it is not rounded.
+    levels : int or None
+        The number of levels above zero, up to the ceiling, that the activation is rounded down to; None where it is not
+        rounded.
+    shift : float
+        What is added before rounding down, in levels: 0.5 for rounding to the nearest.
     """
 
     name: str
     node: fx.Node
     rest: tuple[fx.Node, ...]
     ceiling: Tensor | None
-    step: float | None
+    levels: int | None = None
+    shift: float = 0.0
 
     @property
     def output(self) -> fx.Node:
@@ -79,20 +84,23 @@ def find_sites(graph: fx.GraphModule) -> dict[str, Site]:
     for node in graph.graph.nodes:
         if node.op == "call_module" and isinstance(graph.get_submodule(node.target), nn.ReLU):
             rest: tuple[fx.Node, ...] = ()
-            ceiling = step = None
+            ceiling, levels, shift = None, None, 0.0
             clip = next((user for user in node.users if user.target is torch.minimum), None)
             if clip is not None:
                 ceiling = operator.attrgetter(clip.args[1].target)(graph).detach()
                 ceiling = ceiling.reshape(-1) if ceiling.numel() > 1 else ceiling.reshape(())
                 rounding = _rounding(clip)
                 rest = (clip, *rounding)
-                step = float(str(rounding[-1].args[1])) if rounding else None
-            sites[node.target] = Site(node.target, node, rest, ceiling, step)
+                if rounding:
+                    scaling, shifting = (part.args[1] for part in rounding[:2])
+                    levels = round(float((ceiling * _constant(graph, scaling).reshape(ceiling.shape)).max()))
+                    shift = float(str(shifting)) - MARGIN
+            sites[node.target] = Site(node.target, node, rest, ceiling, levels, shift)
     return sites
 
 
 def _rounding(clip: fx.Node) -> tuple[fx.Node, ...]:
-    """Return the nodes of ``floor(clip * levels + margin) * step``; none if the clipped value is not rounded."""
+    """Return the nodes of ``floor(clip / step + shift + margin) * step``; none if the clipped value is not rounded."""
     nodes, node = [], clip
     for target in (operator.mul, operator.add, torch.floor, operator.mul):
         users = list(node.users)
@@ -101,6 +109,12 @@ def _rounding(clip: fx.Node) -> tuple[fx.Node, ...]:
         node = users[0]
         nodes.append(node)
     return tuple(nodes)
+
+
+def _constant(graph: fx.GraphModule, value: object) -> Tensor:
+    if isinstance(value, fx.Node):
+        return operator.attrgetter(str(value.target))(graph).detach()  # type: ignore[no-any-return]
+    return torch.tensor(value)
 
 
 def depth(graph: fx.GraphModule) -> int:

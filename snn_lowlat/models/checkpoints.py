@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ _PREFIXES = ("module.", "model.", "_orig_mod.")
 _SHOWN = 6
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, *, optional: Collection[str] = ()) -> set[str]:
     """Load trained weights into a network.
 
     Reads a plain ``state_dict`` or a checkpoint that holds one under the key ``state_dict`` or ``model``; prefixes
@@ -31,6 +31,13 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         The network; every weight of its must be in the file, and no other. Unchanged if they do not match.
     path : path
         The file; ``~`` stands for the home folder.
+    optional : collection of str
+        Weights that the file may lack, such as the ceilings of activations that its network does not have.
+
+    Returns
+    -------
+    set of str
+        Those of the optional weights that it lacks: they are as they were.
 
     Raises
     ------
@@ -43,7 +50,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     weights = _without_prefixes(_read(file), set(model.state_dict()))
     expected = model.state_dict()
     # Batch norm's counter of batches is no weight, and old checkpoints lack it.
-    missing = sorted(name for name in expected.keys() - weights.keys() if not name.endswith("num_batches_tracked"))
+    absent = {name for name in expected.keys() - weights.keys() if not name.endswith("num_batches_tracked")}
+    missing = sorted(absent - set(optional))
     unexpected = sorted(weights.keys() - expected.keys())
     shapes = sorted(
         f"{name} is {list(weights[name].shape)}, not {list(expected[name].shape)}"
@@ -60,6 +68,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             f"{file} holds the weights of another network than {type(model).__name__}: {'; '.join(problems)}."
         )
     model.load_state_dict({**expected, **weights})
+    return absent
 
 
 def _read(file: Path) -> dict[str, Tensor]:

@@ -14,10 +14,10 @@ from torch.fx.node import map_arg
 
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.errors import CalibrationError
-from snn_lowlat.graph import Site, find_sites
+from snn_lowlat.graph import MAX_POOLS, Site, find_sites
 from snn_lowlat.neurons import MARGIN, per_channel
 from snn_lowlat.plan import SitePlan
-from snn_lowlat.simulation import count_spikes, fire, is_counted, micro_batches
+from snn_lowlat.simulation import count_spikes, fire, is_counted, is_online, micro_batches, pool_charges
 
 __all__ = ["LayerwiseWalk", "channel_mean", "gather_images"]
 
@@ -47,6 +47,7 @@ class LayerwiseWalk(ABC):
         self.plan = dict(plan)
         self.timesteps = timesteps
         self._counted = is_counted(plan)
+        self._pools_charges = not self._counted and not is_online(plan)
         self._batches = list(micro_batches(images, 1 if self._counted else timesteps))
         self._interpreter = fx.Interpreter(self.graph, garbage_collect_values=False)
         self._analog: dict[fx.Node, Sequence[Any]] = {}
@@ -118,7 +119,10 @@ class LayerwiseWalk(ABC):
         activation = current.relu()
         if site.ceiling is not None:
             activation = activation.minimum(per_channel(site.ceiling, current))
-        return activation if site.step is None else (activation / site.step + MARGIN).floor() * site.step
+        if site.ceiling is None or site.levels is None:
+            return activation
+        step = per_channel(site.ceiling / site.levels, current)
+        return (activation / step + site.shift + MARGIN).floor() * step
 
     def fired(self, currents: Iterable[Tensor], plan: SitePlan, shift: Tensor | None = None) -> Iterator[Tensor]:
         """Drive neurons with currents, shifted by ``shift`` in each channel; yield spikes, or their means, alike."""
@@ -151,6 +155,10 @@ class LayerwiseWalk(ABC):
             whole = values is self._analog or self._counted
             return images if whole else images.repeat(self.timesteps, *[1] * (images.dim() - 1))
         args, kwargs = map_arg((node.args, node.kwargs), lambda before: _decoded(values[before][index]))
+        if values is self._spiking and self._pools_charges and node.op == "call_module":
+            layer = self.graph.get_submodule(str(node.target))
+            if isinstance(layer, MAX_POOLS):
+                return pool_charges(layer, args[0].unflatten(0, (self.timesteps, -1))).flatten(0, 1)
         return getattr(self._interpreter, node.op)(node.target, args, kwargs)
 
 

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from snn_lowlat.calibration import SiteStatistics
@@ -34,11 +33,12 @@ class ValueRange(ThresholdStrategy):
     :math:`k\,\theta / T`, layer by layer. The price is latency: each layer fires in the window after the one it has
     seen, :math:`T` times the depth in all (``latency_steps``).
 
-    For a network trained with :class:`~snn_lowlat.training.ValueRangeReLU`, thresholds and amplitudes are its ceilings
-    and neurons start at zero, whatever the options: with as many steps as it was trained for, the spiking network
-    equals it. For a plain ReLU network, the thresholds are those with the smallest expected squared error for
-    :math:`T` levels (``threshold="mmse"``), and the staircase is shifted by half a level: :math:`v_0 = \theta / 2`. The
-    other options are those of :class:`~snn_lowlat.strategies.ThresholdStrategy`.
+    For a network trained with :class:`~snn_lowlat.training.ValueRangeReLU` or
+    :class:`~snn_lowlat.training.QuantisedReLU`, thresholds and amplitudes are its ceilings and neurons start at its
+    shift, whatever the options: with as many steps as it was trained for, the spiking network equals it. For a plain
+    ReLU network, the thresholds are those with the smallest expected squared error for :math:`T` levels
+    (``threshold="mmse"``), and the staircase is shifted by half a level: :math:`v_0 = \theta / 2`. The other options
+    are those of :class:`~snn_lowlat.strategies.ThresholdStrategy`.
 
     Parameters
     ----------
@@ -60,14 +60,13 @@ class ValueRange(ThresholdStrategy):
 
     def plan(self, statistics: SiteStatistics, timesteps: int) -> SitePlan:
         """Plan one site's neurons; see :meth:`Strategy.plan <snn_lowlat.Strategy.plan>`."""
-        if statistics.step is not None and statistics.ceiling is not None:
+        if statistics.levels is not None and statistics.ceiling is not None:
             threshold = statistics.ceiling
-            potential = torch.zeros_like(threshold)
-            levels = round(float(threshold) / statistics.step)
-            if levels != timesteps:
+            potential = statistics.shift * threshold
+            if statistics.levels != timesteps:
                 _LOGGER.warning(
                     "value_range: layer %s was trained for %d steps; with %d the spiking network is another one.",
-                    *(statistics.name, levels, timesteps),
+                    *(statistics.name, statistics.levels, timesteps),
                 )
         else:
             fraction = potential_fraction(self.initial_potential, statistics)

@@ -5,10 +5,18 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from snn_lowlat.training.activations import ACTIVATIONS, Activation, CeilingReLU, ValueRangeReLU, make_activation
+from snn_lowlat.training.activations import (
+    ACTIVATIONS,
+    Activation,
+    CeilingReLU,
+    QuantisedReLU,
+    ValueRangeReLU,
+    make_activation,
+)
 from snn_lowlat.training.replacement import replace_activations
 
 if TYPE_CHECKING:
+    from snn_lowlat.training.ceilings import fit_ceilings
     from snn_lowlat.training.classifier import Classifier
     from snn_lowlat.training.fine_tuning import FineTuning
     from snn_lowlat.training.rounding import RoundLater
@@ -19,18 +27,26 @@ __all__ = [
     "CeilingReLU",
     "Classifier",
     "FineTuning",
+    "QuantisedReLU",
     "RoundLater",
     "ValueRangeReLU",
+    "fit_ceilings",
     "make_activation",
     "replace_activations",
 ]
 
 
-_LIGHTNING_MODULES = {"Classifier": "classifier", "FineTuning": "fine_tuning", "RoundLater": "rounding"}
+_LATER = {
+    "Classifier": "classifier",
+    "FineTuning": "fine_tuning",
+    "RoundLater": "rounding",
+    "fit_ceilings": "ceilings",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Whoever only converts networks need not wait for Lightning to be imported.
-    if name in _LIGHTNING_MODULES:
-        return getattr(import_module(f"{__name__}.{_LIGHTNING_MODULES[name]}"), name)
+    # Whoever only converts networks need not wait for Lightning to be imported; and the graph's rules know the
+    # activations here, so what needs a graph can't be imported with them.
+    if name in _LATER:
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,15 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from snn_lowlat.errors import unknown_name
-from snn_lowlat.neurons import MARGIN
+from snn_lowlat.neurons import MARGIN, per_channel
 
-__all__ = ["ACTIVATIONS", "Activation", "CeilingReLU", "ValueRangeReLU", "make_activation"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "CeilingReLU",
+    "QuantisedReLU",
+    "ValueRangeReLU",
+    "make_activation",
+    "needs_channels",
+]
 
 ACTIVATIONS = ("relu", "ceiling", "channel_ceiling")
 """The activations that have a name: a plain ReLU, one trainable ceiling a layer, one trainable ceiling a channel."""
 
-Activation = str | Callable[[], nn.Module]
-"""One of :data:`ACTIVATIONS`, or a class or function that makes a new activation when called without arguments."""
+Activation = str | Callable[..., nn.Module]
+"""One of :data:`ACTIVATIONS`, or a class or function that makes a new activation; see :func:`make_activation`."""
 
 
 class CeilingReLU(nn.Module):
@@ -73,6 +82,99 @@ class CeilingReLU(nn.Module):
         return f"ceiling={self.ceiling.item():.4g}" if self.ceiling.dim() == 0 else f"channels={self.ceiling.numel()}"
 
 
+class QuantisedReLU(CeilingReLU):
+    r"""A ReLU with a trainable ceiling, rounded to the values that the spikes of a window can have.
+
+    .. math:: y = \frac{\mu}{T} \left\lfloor \frac{T}{\mu}\, \mathrm{clip}(z, 0, \mu) + \varphi + \epsilon \right\rfloor
+
+    with the ceiling :math:`\mu`, the shift :math:`\varphi` and :data:`snn_lowlat.neurons.MARGIN` :math:`\epsilon`:
+    quantisation by clip, floor and shift (Bu et al., "Optimal ANN-SNN conversion for high-accuracy and
+    ultra-low-latency spiking neural networks", ICLR 2022). Half a level of shift suits networks that were trained as
+    ReLU networks, whose mean activation it keeps. Converted by the strategy ``value_range`` for :math:`T` steps, the
+    spiking network equals the network with these activations.
+
+    The gradient passes the rounding as if it were not there:
+
+    .. math:: \frac{\partial y}{\partial z} = [0 < z < \mu], \qquad
+              \frac{\partial y}{\partial \mu} = [z \ge \mu] + [0 < z < \mu]\, \frac{y - z}{\mu}
+
+    (the paper's equation 19 is wrong, as its authors say).
+
+    Parameters
+    ----------
+    timesteps : int
+        The window :math:`T`, in steps; the number of levels above zero.
+    channels : int or None
+        Train one ceiling for each of so many channels (dimension 1 of the input); None: one for the layer.
+    initial : float
+        The ceiling before training, in units of the pre-activation; positive. For a network that has trained weights
+        already, :func:`snn_lowlat.training.fit_ceilings` finds better ones.
+    shift : float
+        :math:`\varphi`, in levels, in ``[0, 1)``.
+    rounds : bool
+        Whether it rounds; without, it only clips.
+
+    Raises
+    ------
+    ValueError
+        If ``timesteps`` or ``initial`` is not positive, or the shift not in its range.
+    """
+
+    def __init__(
+        self, timesteps: int, channels: int | None, *, initial: float = 4.0, shift: float = 0.5, rounds: bool = True
+    ) -> None:
+        super().__init__(initial, channels)
+        if not timesteps >= 1 or not 0 <= shift < 1:
+            raise ValueError(f"timesteps must be positive and shift in [0, 1), not {timesteps} and {shift}.")
+        self.timesteps = timesteps
+        self.shift = shift
+        self.rounds = rounds
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Clip values ``[N, ...]`` (``[N, C, ...]`` with one ceiling a channel), and round them."""
+        if not self.rounds:
+            return super().forward(values)
+        rounded: Tensor = _Quantised.apply(values, self.ceiling, self.timesteps, self.shift)  # type: ignore[no-untyped-call]
+        return rounded
+
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return f"timesteps={self.timesteps}, {super().extra_repr()}, shift={self.shift:g}, rounds={self.rounds}"
+
+
+class _Quantised(torch.autograd.Function):
+    """The equations of :class:`QuantisedReLU`; only the values are kept for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, ceiling: Tensor, levels: int, shift: float) -> Tensor:
+        ctx.save_for_backward(values, ceiling)
+        ctx.levels, ctx.shift = levels, shift
+        return _levels_of(values, ceiling, levels, shift)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        values, ceiling = ctx.saved_tensors
+        limit = per_channel(ceiling, values).to(values.dtype)
+        inside = (values > 0) & (values < limit)
+        of_values = gradient * inside
+        of_ceiling = None
+        if ctx.needs_input_grad[1]:
+            rounded = _levels_of(values, ceiling, ctx.levels, ctx.shift)
+            slope = torch.where(inside, rounded.sub_(values).div_(limit), (values >= limit).to(values.dtype))
+            along = [0, *range(2, values.dim())] if ceiling.dim() else list(range(values.dim()))
+            of_ceiling = slope.mul_(gradient).sum(along, dtype=ceiling.dtype)
+        return of_values, of_ceiling, None, None
+
+
+def _levels_of(values: Tensor, ceiling: Tensor, levels: int, shift: float) -> Tensor:
+    """Round values as :class:`QuantisedReLU` does."""
+    step = per_channel(ceiling / levels, values).to(values.dtype)
+    # A margin of 2**-12 needs more bits than bfloat16 has; its rounding is coarser anyway.
+    rounded = (values / step).add_(shift + MARGIN).floor_().clamp_(0, levels)
+    return rounded.mul_(step)
+
+
 class ValueRangeReLU(nn.Module):
     r"""A ReLU with a fixed ceiling, rounded down to the values that the spikes of a window can have.
 
@@ -120,11 +222,6 @@ class ValueRangeReLU(nn.Module):
         """The largest value, :math:`M`."""
         return self.timesteps / self.resolution
 
-    @property
-    def step(self) -> float:
-        """The distance of the levels, :math:`1 / N`."""
-        return 1 / self.resolution
-
     def forward(self, values: Tensor) -> Tensor:
         """Clip values ``[N, ...]`` to between zero and the ceiling, and round them down."""
         if self.bounded_gradient and values.requires_grad:
@@ -132,7 +229,7 @@ class ValueRangeReLU(nn.Module):
         clipped = values.clamp(0, self.ceiling)
         if not self.rounds:
             return clipped
-        rounded = (clipped.detach() * self.resolution + MARGIN).floor() * self.step
+        rounded = (clipped.detach() * self.resolution + MARGIN).floor() / self.resolution
         return rounded + (clipped - clipped.detach())
 
     def extra_repr(self) -> str:
@@ -158,9 +255,10 @@ def make_activation(activation: Activation = "relu", channels: int | None = None
     Parameters
     ----------
     activation : {"relu", "ceiling", "channel_ceiling"} or callable
-        Its name, or a class or function that makes it when called without arguments.
+        Its name, or a class or function that makes it when called without arguments, or with ``channels`` if it needs
+        that.
     channels : int, optional
-        Channels at that place, which ``channel_ceiling`` needs.
+        Channels at that place, which ``channel_ceiling`` and some others need.
 
     Raises
     ------
@@ -173,13 +271,24 @@ def make_activation(activation: Activation = "relu", channels: int | None = None
         return nn.ReLU()
     if activation == "ceiling":
         return CeilingReLU()
+    if needs_channels(activation) and channels is None:
+        raise ValueError(f"{activation} needs the number of channels.")
     if activation == "channel_ceiling":
-        if channels is None:
-            raise ValueError("channel_ceiling needs the number of channels.")
         return CeilingReLU(channels=channels)
     if isinstance(activation, str) or not callable(activation):
         raise unknown_name("activation", activation, ACTIVATIONS)
-    made = activation()
+    made = activation(channels=channels) if needs_channels(activation) else activation()
     if not isinstance(made, nn.Module):
         raise TypeError(f"the activation {activation!r} must make a torch module, not {type(made).__name__}.")
     return made
+
+
+def needs_channels(activation: Activation) -> bool:
+    """Say whether an activation can't be made without the number of channels."""
+    if isinstance(activation, str) or not callable(activation):
+        return activation == "channel_ceiling"
+    try:
+        parameter = inspect.signature(activation).parameters.get("channels")
+    except ValueError:  # built in, without a signature
+        return False
+    return parameter is not None and parameter.default is parameter.empty

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
-from snn_lowlat.training.activations import Activation, make_activation
+from snn_lowlat.training.activations import Activation, make_activation, needs_channels
 
 __all__ = ["replace_activations"]
 
@@ -53,7 +53,7 @@ def replace_activations(
         What takes the ReLUs' place: see :func:`make_activation`.
     example_input : Tensor, optional
         A batch ``[N, ...]`` for the network, from which the number of channels at each activation is read;
-        ``channel_ceiling`` needs it.
+        ``channel_ceiling`` and others with one ceiling a channel need it.
 
     Raises
     ------
@@ -229,7 +229,7 @@ def _swapped(model: nn.Module, idle: set[nn.Module], activation: Activation, exa
     channels = {} if example_input is None else _channels(model, [relu for _, _, relu in places], example_input)
     paths = {module: path for path, module in model.named_modules()}
     for parent, name, relu in places:
-        if activation == "channel_ceiling" and relu not in channels:
+        if needs_channels(activation) and relu not in channels:
             reason = "give an example_input" if example_input is None else "it does not run in evaluation mode"
             raise ValueError(f"the number of channels at the ReLU {paths[relu]!r} is not known: {reason}.")
         made = make_activation(activation, channels.get(relu)).to(device_of(model))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from snn_lowlat.training.activations import ValueRangeReLU
+from snn_lowlat.training.activations import QuantisedReLU, ValueRangeReLU
 
 __all__ = ["RoundLater"]
 
 
 class RoundLater(Callback):
-    """Let every :class:`~snn_lowlat.training.ValueRangeReLU` clip only at first, and round from some epoch on.
+    """Let activations that round clip only at first, and round from some epoch on.
+
+    They are :class:`~snn_lowlat.training.QuantisedReLU` and :class:`~snn_lowlat.training.ValueRangeReLU`.
 
     Networks find good weights sooner while their activations are only clipped, and then adapt to the rounding: clamp
     and quantise, the schedule of Yan, Zhou & Wong ("Near lossless transfer learning for spiking neural networks", AAAI
@@ -45,5 +47,5 @@ class RoundLater(Callback):
 
 def _set_rounding(network: LightningModule, rounds: bool) -> None:
     for module in network.modules():
-        if isinstance(module, ValueRangeReLU):
+        if isinstance(module, QuantisedReLU | ValueRangeReLU):
             module.rounds = rounds

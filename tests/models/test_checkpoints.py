@@ -33,6 +33,18 @@ def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
     assert same(network, trained)
 
 
+def test_a_file_may_lack_what_is_optional(tmp_path: Path) -> None:
+    trained, network = SmallCNN(), SmallCNN(activation="ceiling")
+    torch.save(trained.state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(FileFormatError, match=r"missing: features\.0\.2\.ceiling"):
+        load_weights(network, tmp_path / "weights.pt")
+    ceilings = {name for name in network.state_dict() if name.endswith("ceiling")}
+    assert load_weights(network, tmp_path / "weights.pt", optional=ceilings) == ceilings
+    assert same(trained, network)
+    torch.save(network.state_dict(), tmp_path / "own.pt")
+    assert load_weights(network, tmp_path / "own.pt", optional=ceilings) == set()
+
+
 def test_lightning_checkpoints_load(tmp_path: Path) -> None:
     from lightning import Trainer
 
