@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -31,7 +31,7 @@ _HEIGHTS = torch.arange(1, 201, dtype=torch.float64) / 100
 _TOLERANCE = 1e-4
 # Far more than rounding, far less than the distance of two percentiles.
 _MARGIN = 1e-9
-_ROWS_AT_ONCE = 8
+_ROWS_AT_ONCE = 32
 
 
 @register_strategy("distribution_aware")
@@ -200,7 +200,7 @@ def search_staircase(values: Tensor, timesteps: int, fraction: Tensor, objective
     r"""Find the staircase nearest to the clipped activation on some values, by trying all candidates.
 
     The search of :class:`DistributionAware`, for many rows at once. The staircase is proportional to :math:`\beta`, so
-    the differences for all of its candidates follow from three sums for each candidate threshold.
+    three sums for each candidate threshold say which of its candidates are best: none has to be tried.
 
     Parameters
     ----------
@@ -235,20 +235,47 @@ def _search_rows(values: Tensor, fraction: Tensor, timesteps: int, objective: st
     positive = values > 0
     target = values.clamp(0.0, 1.0)
     shares = torch.where(positive, target, 1.0)
-    # Axes: the rows, the candidate thresholds, the values or the candidate heights.
-    level = values[:, None] * timesteps / shares[..., None] + fraction[:, None, None]
+    # Axes: the rows, the candidate thresholds, the values; those up to zero never fire.
+    levels = torch.where(positive, values * timesteps, -torch.inf)[:, None] / shares[..., None]
     # Each candidate is itself one of the values: rounding must not put it one step too low.
-    steps = (level + _MARGIN).floor_().clamp_(0, timesteps) * positive[:, None]
-    output = steps * (shares[..., None] / timesteps)
-    signed = (target.sum(1)[:, None, None] - output.sum(2)[..., None] * _HEIGHTS).abs_()
-    error = signed
+    steps = levels.add_(fraction[:, None, None] + _MARGIN).floor_().clamp_(0, timesteps)
+    # Of the heights, that nearest to the real number at which a parabola in them is least is the best.
+    unit = shares / timesteps
+    # A candidate that is none has no output; its quotients mean nothing, but are numbers.
+    total, output = target.sum(1, keepdim=True), (steps.sum(2) * unit).clamp_(min=_MARGIN)
+    everything = torch.zeros_like(output), torch.full_like(output, len(_HEIGHTS) - 1)
+    signed, height = _best_heights(total, output, everything, lambda height: (total - height * output).abs_())
     if objective != "signed":
-        cross, power = (output @ target[..., None]), output.square().sum(2)[..., None]
-        error = target.square().sum(1)[:, None, None] - 2 * cross * _HEIGHTS + power * _HEIGHTS.square()
-    excluded = ~positive[..., None].expand_as(error)
-    if objective == "signed_then_mse":
-        least = signed.masked_fill(excluded, torch.inf).amin((1, 2), keepdim=True)
-        excluded = excluded | (signed > least + _TOLERANCE * values.shape[1])
-    best = error.masked_fill(excluded, torch.inf).flatten(1).argmin(1)
-    share = shares.gather(1, best[:, None] // len(_HEIGHTS))[:, 0]
-    return share, torch.where(positive.any(1), _HEIGHTS[best % len(_HEIGHTS)], 1.0)
+        cross, power = (steps @ target[..., None])[..., 0] * unit, (steps.square_().sum(2) * unit.square()).clamp_(min=_MARGIN)
+        allowed = everything
+        if objective == "signed_then_mse":
+            slack = signed.masked_fill(~positive, torch.inf).amin(1, keepdim=True) + _TOLERANCE * values.shape[1]
+            low, high = _places((total - slack) / output).ceil_(), _places((total + slack) / output).floor_()
+            allowed = low, high
+            positive = positive & (signed <= slack)
+        square = target.square().sum(1, keepdim=True)
+        signed, height = _best_heights(
+            cross, power, allowed, lambda height: square - 2 * height * cross + height.square() * power
+        )
+    best = signed.masked_fill(~positive, torch.inf).argmin(1, keepdim=True)
+    found = positive.any(1)
+    return torch.where(found, shares.gather(1, best)[:, 0], 1.0), torch.where(found, height.gather(1, best)[:, 0], 1.0)
+
+
+def _best_heights(
+    numerator: Tensor,
+    denominator: Tensor,
+    allowed: tuple[Tensor, Tensor],
+    error: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Return the least error and the height that makes it, among those next to a quotient within allowed places."""
+    place = _places(numerator / denominator)
+    heights = [_HEIGHTS[near.clamp(*allowed).long()] for near in (place.floor(), place.ceil())]
+    errors = [error(height) for height in heights]
+    lower = errors[1] < errors[0]
+    return torch.where(lower, errors[1], errors[0]), torch.where(lower, heights[1], heights[0])
+
+
+def _places(heights: Tensor) -> Tensor:
+    """Return where heights would stand among the candidates, between two of them as a fraction."""
+    return (heights * 100 - 1).clamp_(0, len(_HEIGHTS) - 1)
