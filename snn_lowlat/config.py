@@ -23,6 +23,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from snn_lowlat.adapters import get_backend
 from snn_lowlat.encoding import make_encoder
 from snn_lowlat.errors import SnnLowlatError, unknown_name
+from snn_lowlat.evaluation import FORMATS, cost_model
 
 __all__ = [
     "CONFIG_FOLDER",
@@ -82,6 +83,25 @@ class EvaluationConfig:
 
 
 @dataclass
+class ReportConfig:
+    """What is measured and written beside accuracy.
+
+    Parameters
+    ----------
+    formats : list of str
+        ``"html"``, ``"markdown"``; without any, neither operations nor errors are measured.
+    images : int or None
+        The number of test images to measure them on; None for all.
+    energy : list of str
+        Names of cost models.
+    """
+
+    formats: list[str] = field(default_factory=list)
+    images: Optional[int] = 1000  # noqa: UP045 (OmegaConf reads the annotation)
+    energy: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Config:
     """The keys that a config has, and their types.
 
@@ -109,7 +129,7 @@ class Config:
         CPU threads that torch may use; torch's own number by default. Few where many jobs run or networks are tiny.
     folder : str or None
         The run's own folder, which the run fills in.
-    calibration, evaluation : CalibrationConfig, EvaluationConfig
+    calibration, evaluation, report : CalibrationConfig, EvaluationConfig, ReportConfig
         See there.
     backend : mapping
         ``name`` of the host library.
@@ -137,6 +157,7 @@ class Config:
     folder: Optional[str] = None  # noqa: UP045
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     backend: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
@@ -176,7 +197,7 @@ def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
             "the config needs " + " and ".join(f"{key}=VALUE" for key in missing) + " on the command line."
         )
     OmegaConf.resolve(config)
-    for key in ("timesteps", "threads", "calibration.images", "calibration.batch_size"):
+    for key in ("timesteps", "threads", "calibration.images", "calibration.batch_size", "report.images"):
         value = OmegaConf.select(config, key)
         if value is not None and value < 1:
             raise ConfigError(f"{key} must be at least 1, not {value}.")
@@ -192,6 +213,12 @@ def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
         raise ConfigError("resume goes on with a training, but model.weights makes it needless: give one of them.")
     with config_errors("backend"):
         get_backend(config.backend.get("name"))
+    with config_errors("report"):
+        for model in config.report.energy:
+            cost_model(model)
+        for name in config.report.formats:
+            if name not in FORMATS:
+                raise unknown_name("format", name, FORMATS)
     with config_errors("input_coding"):
         make_encoder(config.input_coding)
     return config

@@ -2,7 +2,8 @@
 
 ``python -m snn_lowlat.run +experiment=quickstart`` builds the objects that the config names and calls the package's
 functions with them. Everything is written into Hydra's output folder as soon as it is there: ``config.yaml``,
-``checkpoints/last.ckpt``, ``ann.pt``, ``snn.pt``, ``results.csv``, ``results.json`` and ``accuracy_vs_timesteps.png``.
+``checkpoints/last.ckpt``, ``ann.pt``, ``snn.pt``, ``results.csv``, ``results.json`` and ``accuracy_vs_timesteps.png``,
+with ``report=html`` ``report.html`` too. The runs of a ``--multirun`` are compared in ``leaderboard.md``.
 
 Where several processes train (``trainer.strategy=ddp``), all of them come here, and only the first goes on after it.
 """
@@ -32,6 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import distributed, nn
 
+from snn_lowlat.calibration import inputs_of
 from snn_lowlat.config import (
     CONFIG_FOLDER,
     ConfigError,
@@ -46,13 +48,24 @@ from snn_lowlat.config import (
 from snn_lowlat.convert import convert
 from snn_lowlat.data import ImageDataModule
 from snn_lowlat.errors import SnnLowlatError
-from snn_lowlat.evaluation import Report, evaluate, plot_reports, table, write_csv, write_json
+from snn_lowlat.evaluation import (
+    FORMATS,
+    Report,
+    analyse,
+    cost_model,
+    evaluate,
+    plot_reports,
+    table,
+    write_csv,
+    write_json,
+    write_report,
+)
 from snn_lowlat.files import whole_file
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.models import InputNormalisation, load_weights
 from snn_lowlat.refinement import make_refinement
 from snn_lowlat.strategies import Strategy, make_strategy
-from snn_lowlat.training import CeilingReLU, FineTuning, fit_ceilings, replace_activations
+from snn_lowlat.training import CeilingReLU, FineTuning, expand_input, fit_ceilings, replace_activations
 from snn_lowlat.training.resuming import check_checkpoint, find_checkpoint
 
 __all__ = ["command_line", "main", "run"]
@@ -126,7 +139,19 @@ def run(config: DictConfig, folder: Path) -> float:
                 device=device,
             )
         name = config.model.get("name", type(network).__name__)
-        reports.append(replace(report, experiment=config.name, model=name, dataset=data.name))
+        report = replace(report, experiment=config.name, model=name, dataset=data.name)
+        if config.report.formats:
+            with _stage(f"analysing {file.stem}"):
+                analysis = analyse(
+                    snn,
+                    data.test_dataloader(),
+                    ann,
+                    images=config.report.images,
+                    timesteps=listed_steps(config),
+                    progress=config.evaluation.progress,
+                )
+            report = analysis.added_to(report, [cost_model(model) for model in config.report.energy])
+        reports.append(report)
         write_csv(reports, folder / "results.csv")
         write_json(reports, folder / "results.json")
         snn.ann_accuracy = report.ann_accuracy
@@ -154,6 +179,8 @@ def run(config: DictConfig, folder: Path) -> float:
             evaluated(tuned.to(device), folder / "snn_fine_tuned.pt")
             main = reports[-1]
     plot_reports(reports, folder / "accuracy_vs_timesteps.png")
+    for kind in config.report.formats:
+        write_report(reports, folder / f"report{FORMATS[kind]}", models=config.report.energy)
     Console().print(table(reports))
     logger.info("Results are in %s", folder)
     return (reports[0] if main is None else main).accuracy
@@ -180,7 +207,7 @@ def _network(config: DictConfig, data: ImageDataModule) -> tuple[nn.Module, bool
     channels, size, _ = data.input_shape
     offered = {"num_classes": data.num_classes, "in_channels": channels, "image_size": size}
     accepted = accepted_by(config.model, "model")
-    foreign = {"name", "weights", "initial_weights"} | ({"activation"} - accepted)
+    foreign = {"name", "weights", "initial_weights", "input_spikes"} | ({"activation"} - accepted)
     options = OmegaConf.masked_copy(config.model, [str(key) for key in config.model if key not in foreign])
     offered = {name: value for name, value in offered.items() if name in accepted and name not in options}
     network = build(options, "model", **offered)
@@ -190,15 +217,20 @@ def _network(config: DictConfig, data: ImageDataModule) -> tuple[nn.Module, bool
         with config_errors("model.activation"):
             activation = hydra.utils.instantiate({"made": config.model.activation}, _convert_="all")["made"]
             network = replace_activations(network, activation, torch.zeros(2, *data.input_shape))
-    if config.model.get("weights") is not None:
-        with config_errors("model.weights"):
-            load_weights(network, config.model.get("weights"))
-    elif config.model.get("initial_weights") is not None:
+    unfitted = False
+    if config.model.get("initial_weights") is not None:
         # Those of a plain ReLU network will do.
         ceilings = [f"{name}.ceiling" for name, part in network.named_modules() if isinstance(part, CeilingReLU)]
         with config_errors("model.initial_weights"):
-            return network, bool(load_weights(network, config.model.get("initial_weights"), optional=ceilings))
-    return network, False
+            unfitted = bool(load_weights(network, config.model.get("initial_weights"), optional=ceilings))
+    if config.model.get("input_spikes") is not None:
+        images = next(iter(data.calibration_dataloader(config.calibration.images, config.calibration.images)))
+        with config_errors("model.input_spikes"):
+            network = expand_input(network, inputs_of(images), config.timesteps, **dict(config.model.input_spikes))
+    if config.model.get("weights") is not None:
+        with config_errors("model.weights"):
+            load_weights(network, config.model.get("weights"))
+    return network, unfitted
 
 
 def _with_normalisation(network: nn.Module, data: ImageDataModule) -> nn.Module:

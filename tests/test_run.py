@@ -119,11 +119,24 @@ def test_training_starts_from_the_weights_of_a_relu_network(tmp_path: Path) -> N
     torch.testing.assert_close(again[name], weights[name])
 
 
-def test_poisson_spikes_take_the_normalisation_into_the_network(tmp_path: Path) -> None:
-    overrides = ("input_coding=poisson", "data.mean=[0.3]", "data.std=[0.4]", "timesteps=2", "data.limit_test=50")
+def test_pixels_become_spikes(tmp_path: Path) -> None:
+    overrides = ("timesteps=4", "strategy=value_range", "model.input_spikes={resolution: 5, grids: [0, 1]}")
+    run(composed(*FAST, *overrides), tmp_path / "first")
+    weights = torch.load(tmp_path / "first" / "ann.pt")["state_dict"]
+    assert weights["1.features.0.0.weight"].shape[1] == 2
+    first = json.loads((tmp_path / "first" / "results.json").read_text())["reports"][0]
+    run(composed(*FAST, *overrides, f"model.weights={tmp_path / 'first' / 'ann.pt'}"), tmp_path / "second")
+    second = json.loads((tmp_path / "second" / "results.json").read_text())["reports"][0]
+    assert first["curve"] == second["curve"]
+    assert first["latency_steps"] == 4 * 5  # the pixels' own neurons, three layers, and the readout
+
+
+@pytest.mark.parametrize("coding", ["poisson", "temporal_switch"])
+def test_spikes_take_the_normalisation_into_the_network(coding: str, tmp_path: Path) -> None:
+    overrides = (f"input_coding={coding}", "data.mean=[0.3]", "data.std=[0.4]", "timesteps=2", "data.limit_test=50")
     run(composed(*FAST, *overrides), tmp_path)
     load_weights(SmallCNN(width=4), tmp_path / "ann.pt")
-    assert json.loads((tmp_path / "results.json").read_text())["encoder"] == "poisson"
+    assert json.loads((tmp_path / "results.json").read_text())["encoder"] == coding
 
 
 def write_pictures(folder: Path, number: int, size: int) -> None:
@@ -173,7 +186,7 @@ def test_strategy_files_state_the_defaults(name: str) -> None:
 def test_model_files_state_the_defaults(name: str) -> None:
     options: Any = OmegaConf.to_container(composed(f"model={name}").model)
     assert options.pop("name") == name
-    assert options.pop("weights") is options.pop("initial_weights") is None
+    assert all(options.pop(key) is None for key in ("weights", "initial_weights", "input_spikes"))
     network = get_object(options.pop("_target_"))
     defaults = {key: parameter.default for key, parameter in inspect.signature(network).parameters.items()}
     given = {"num_classes", "in_channels", "image_size"}
@@ -226,6 +239,7 @@ def test_every_strategy_has_a_file() -> None:
         (["model.weights=/nowhere.pt"], r"model\.weights.*nowhere\.pt"),
         (["model.initial_weights=/nowhere.pt"], r"model\.initial_weights.*nowhere\.pt"),
         (["model.initial_weights=a.pt", "model.weights=b.pt"], r"model\.weights .*initial_weights.*give one"),
+        (["+model.input_spikes.grid=0"], r"model\.input_spikes.*grid"),
         (["training.optimizer=lion"], "training: optimizer"),
         (["model.activation=celling"], "model: .*Did you mean 'ceiling'"),
         (["resume=/nowhere"], "resume: there is no checkpoint /nowhere"),

@@ -110,6 +110,9 @@ class ResNet(nn.Module):
         Channels of each stage.
     shortcut : {"subsample", "convolution"}
         How a block's input is brought to the shape of its output where that differs.
+    pool_activation : bool
+        An activation behind the global average pooling too: with one that rounds, pooled values are sent as spikes and not
+        as fractions of them (quantised average pooling; Yan, Zhou & Wong, AAAI 2021).
     activation : str or callable
         See :func:`snn_lowlat.training.make_activation`.
 
@@ -127,6 +130,7 @@ class ResNet(nn.Module):
         *,
         channels: Sequence[int] = (16, 32, 64),
         shortcut: str = "subsample",
+        pool_activation: bool = False,
         activation: Activation = "relu",
     ) -> None:
         super().__init__()
@@ -139,7 +143,9 @@ class ResNet(nn.Module):
         for name, before, after in zip(self.stages, [channels[0], *channels], channels, strict=False):
             stride = 1 if name == "layer1" else 2
             self.add_module(name, _stage(before, after, blocks, stride, shortcut=shortcut, activation=activation))
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1))
+        if pool_activation:
+            self.pool.append(make_activation(activation, channels[-1]))
         self.linear = nn.Linear(channels[-1], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -159,17 +165,22 @@ class ResNet20(ResNet):
 
     Parameters
     ----------
-    num_classes, in_channels, activation
+    num_classes, in_channels, pool_activation, activation
         As in :class:`ResNet`.
     width : int
         Channels of the first stage; each further one has twice as many.
     """
 
     def __init__(
-        self, num_classes: int = 10, in_channels: int = 3, width: int = 16, activation: Activation = "relu"
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        width: int = 16,
+        pool_activation: bool = False,
+        activation: Activation = "relu",
     ) -> None:
-        channels = (width, 2 * width, 4 * width)
-        super().__init__(3, num_classes, in_channels, channels=channels, activation=activation)
+        options: dict[str, Any] = {"pool_activation": pool_activation, "activation": activation}
+        super().__init__(3, num_classes, in_channels, channels=(width, 2 * width, 4 * width), **options)
 
 
 class ResNet18(ResNet):
@@ -179,17 +190,23 @@ class ResNet18(ResNet):
 
     Parameters
     ----------
-    num_classes, in_channels, activation
+    num_classes, in_channels, pool_activation, activation
         As in :class:`ResNet`.
     width : int
         Channels of the first stage; each further one has twice as many.
     """
 
     def __init__(
-        self, num_classes: int = 10, in_channels: int = 3, width: int = 64, activation: Activation = "relu"
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        width: int = 64,
+        pool_activation: bool = False,
+        activation: Activation = "relu",
     ) -> None:
+        options: dict[str, Any] = {"pool_activation": pool_activation, "activation": activation}
         channels = (width, 2 * width, 4 * width, 8 * width)
-        super().__init__(2, num_classes, in_channels, channels=channels, shortcut="convolution", activation=activation)
+        super().__init__(2, num_classes, in_channels, channels=channels, shortcut="convolution", **options)
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int, **options: Any) -> nn.Sequential:

@@ -24,6 +24,9 @@ class SmallCNN(nn.Module):
         Channels of the first block; the other two have twice as many.
     pooling : {"avg", "max"}
         How 2 x 2 pixels become one.
+    pool_activation : bool
+        An activation behind each average pooling too: with one that rounds, pooled values are sent as spikes and not
+        as fractions of them (quantised average pooling; Yan, Zhou & Wong, AAAI 2021).
     activation : str or callable
         See :func:`snn_lowlat.training.make_activation`.
 
@@ -40,6 +43,7 @@ class SmallCNN(nn.Module):
         image_size: int = 8,
         width: int = 16,
         pooling: str = "avg",
+        pool_activation: bool = False,
         activation: Activation = "relu",
     ) -> None:
         super().__init__()
@@ -47,14 +51,16 @@ class SmallCNN(nn.Module):
             raise ValueError(f"image_size must be at least 4, not {image_size}.")
         if pooling not in ("avg", "max"):
             raise ValueError(f"pooling must be 'avg' or 'max', not {pooling!r}.")
-        pool = nn.AvgPool2d if pooling == "avg" else nn.MaxPool2d
-        self.features = nn.Sequential(
-            _block(in_channels, width, activation),
-            pool(2),
-            _block(width, 2 * width, activation),
-            pool(2),
-            _block(2 * width, 2 * width, activation),
-        )
+        if pool_activation and pooling != "avg":
+            raise ValueError("pool_activation belongs to pooling='avg': the largest of several spikes is a spike.")
+        layers: list[nn.Module] = []
+        for channels in (width, 2 * width):
+            layers.append(_block(in_channels, channels, activation))
+            layers.append(nn.AvgPool2d(2) if pooling == "avg" else nn.MaxPool2d(2))
+            if pool_activation:
+                layers.append(make_activation(activation, channels))
+            in_channels = channels
+        self.features = nn.Sequential(*layers, _block(in_channels, 2 * width, activation))
         self.classifier = nn.Linear(2 * width * (image_size // 4) ** 2, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -34,6 +34,9 @@ class VGG16(nn.Module):
         Batch norm after each convolution; without it, convolutions have a bias.
     pooling : {"max", "avg"}
         How 2 x 2 pixels become one.
+    pool_activation : bool
+        An activation behind each average pooling too: with one that rounds, pooled values are sent as spikes and not
+        as fractions of them (quantised average pooling; Yan, Zhou & Wong, AAAI 2021).
     hidden : sequence of int
         Units of the hidden linear layers, such as ``[4096, 4096]``; none by default.
     dropout, hidden_dropout : float
@@ -56,6 +59,7 @@ class VGG16(nn.Module):
         *,
         batch_norm: bool = True,
         pooling: str = "max",
+        pool_activation: bool = False,
         hidden: Sequence[int] = (),
         dropout: float = 0.0,
         hidden_dropout: float = 0.0,
@@ -68,6 +72,8 @@ class VGG16(nn.Module):
             raise ValueError(f"pooling must be 'avg' or 'max', not {pooling!r}.")
         if not 0 <= dropout < 1 or not 0 <= hidden_dropout < 1:
             raise ValueError(f"dropout and hidden_dropout must be in [0, 1), not {dropout} and {hidden_dropout}.")
+        if pool_activation and pooling != "avg":
+            raise ValueError("pool_activation belongs to pooling='avg': the largest of several spikes is a spike.")
         layers: list[nn.Module] = []
         for convolutions, factor in _STAGES:
             for _ in range(convolutions):
@@ -79,6 +85,8 @@ class VGG16(nn.Module):
                 if dropout:
                     layers.append(nn.Dropout(dropout))
             layers.append(nn.AvgPool2d(2) if pooling == "avg" else nn.MaxPool2d(2))
+            if pool_activation:
+                layers.append(make_activation(activation, in_channels))
         self.features = nn.Sequential(*layers)
         layers, inputs = [], in_channels * (image_size // 32) ** 2
         for units in hidden:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from snn_lowlat.training.ceilings import fit_ceilings
     from snn_lowlat.training.classifier import Classifier
     from snn_lowlat.training.fine_tuning import FineTuning
+    from snn_lowlat.training.input_spikes import InputSpikes, expand_input
     from snn_lowlat.training.rounding import RoundLater
 
 __all__ = [
@@ -27,9 +28,11 @@ __all__ = [
     "CeilingReLU",
     "Classifier",
     "FineTuning",
+    "InputSpikes",
     "QuantisedReLU",
     "RoundLater",
     "ValueRangeReLU",
+    "expand_input",
     "fit_ceilings",
     "make_activation",
     "replace_activations",
@@ -40,6 +43,8 @@ _LATER = {
     "Classifier": "classifier",
     "FineTuning": "fine_tuning",
     "RoundLater": "rounding",
+    "InputSpikes": "input_spikes",
+    "expand_input": "input_spikes",
     "fit_ceilings": "ceilings",
 }
 

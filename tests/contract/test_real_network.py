@@ -1,6 +1,7 @@
 """The contract on a real network and real data, and the accuracies the README states."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.data import CIFAR10
 from snn_lowlat.models import ResNet20, load_weights
 from snn_lowlat.simulation import count, micro_batches, simulate
+from snn_lowlat.training import QuantisedReLU, fit_ceilings
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHOSEN = {"threshold_scale": 0.85, "initial_potential": 0.3}
@@ -89,13 +91,19 @@ def test_both_hosts_agree_on_every_test_image(strategy, resnet, cifar10):
 
 @pytest.mark.data
 @pytest.mark.slow
-@pytest.mark.parametrize(("timesteps", "least"), [(4, 0.84), (8, 0.90), (16, 0.912)])
-def test_accuracy_of_neurons_that_wait_on_the_complete_test_set(timesteps, least, resnet, cifar10):
+@pytest.mark.parametrize(
+    ("strategy", "timesteps", "least"),
+    [
+        *(("value_range", *row) for row in ((4, 0.84), (8, 0.90), (16, 0.912))),
+        *(("temporal_switch", *row) for row in ((16, 0.91), (64, 0.9153))),
+    ],
+)
+def test_accuracy_of_neurons_that_wait_on_the_complete_test_set(strategy, timesteps, least, resnet, cifar10):
     data = cifar10(None)
     snn = snn_lowlat.convert(
         resnet,
         data.calibration_dataloader(1000, 100),
-        strategy="value_range",
+        strategy=strategy,
         timesteps=timesteps,
         refinements=["bias_correction"],
     )
@@ -106,13 +114,17 @@ def test_accuracy_of_neurons_that_wait_on_the_complete_test_set(timesteps, least
 
 @pytest.mark.data
 @pytest.mark.slow
-@pytest.mark.parametrize("timesteps", [1, 2, 4, 8, 16])
-def test_every_count_of_a_real_network(timesteps, resnet, cifar10):
+@pytest.mark.parametrize(
+    ("strategy", "timesteps"),
+    [
+        *(("value_range", timesteps) for timesteps in (1, 2, 4, 8, 16)),
+        *(("temporal_switch", timesteps) for timesteps in (4, 8, 16, 32, 64)),
+    ],
+)
+def test_every_count_of_a_real_network(strategy, timesteps, resnet, cifar10):
     """In float64 all counts of spikes step by step and in one pass agree; in float32 all but rounding ties."""
     data = cifar10(1000)
-    snn = snn_lowlat.convert(
-        resnet, data.calibration_dataloader(1000, 100), strategy="value_range", timesteps=timesteps
-    )
+    snn = snn_lowlat.convert(resnet, data.calibration_dataloader(1000, 100), strategy=strategy, timesteps=timesteps)
     graph, plan = snn.normal_form()
     exact = copy.deepcopy(graph).double()
     ties = neurons = 0
@@ -124,5 +136,41 @@ def test_every_count_of_a_real_network(timesteps, resnet, cifar10):
             _, rounded = count(graph, plan, part, timesteps)
             ties += sum(int((rounded[name] != counts[name]).sum()) for name in counts)
             neurons += sum(values.numel() for values in counts.values())
-    print(f"T = {timesteps}: {ties} of {neurons} counts differ in float32")
+    print(f"{strategy}, T = {timesteps}: {ties} of {neurons} counts differ in float32")
     assert ties < 1e-3 * neurons
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize("timesteps", [1, 2, 4, 8, 16])
+def test_every_count_is_the_quantised_networks_own_level(timesteps, real_data, cifar10):
+    """A network with trained ceilings, hooked where it computes its levels, against the spikes in one pass."""
+    data = cifar10(1000)
+    model = ResNet20(activation=partial(QuantisedReLU, timesteps))
+    ceilings = [name for name in model.state_dict() if name.endswith("ceiling")]
+    load_weights(model, real_data("weights/akamaster_resnet20-12fca82f.th"), optional=ceilings)
+    fit_ceilings(model, data.calibration_dataloader(300, 100))
+    # In float64 from the beginning, because folding a batch norm rounds too.
+    model = model.eval().double()
+    calibration = [images.double() for images, _ in data.calibration_dataloader(100, 100)]
+    graph, plan = snn_lowlat.convert(model, calibration, strategy="value_range", timesteps=timesteps).normal_form()
+    levels = {}
+
+    def hook(name):
+        def note(part, _, values):
+            levels[name] = (timesteps * values / part.ceiling.view(-1, 1, 1)).round()
+
+        return note
+
+    for name, part in model.named_modules():
+        if isinstance(part, QuantisedReLU):
+            part.register_forward_hook(hook(name))
+    neurons = 0
+    with torch.no_grad():
+        for images, _ in data.test_dataloader():
+            model(images.double())
+            _, counts = count(graph, plan, images.double(), timesteps)
+            for found, expected in zip(counts.values(), levels.values(), strict=True):
+                assert torch.equal(found, expected)
+                neurons += found.numel()
+    print(f"T = {timesteps}: {neurons} counts are the levels of the quantised network")

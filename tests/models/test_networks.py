@@ -25,6 +25,13 @@ NETWORKS: dict[str, tuple[Callable[..., nn.Module], int, int]] = {
         32,
     ),
     "vgg16 with average pooling": (partial(VGG16, width=4, pooling="avg", image_size=64), 13, 64),
+    "small_cnn with neurons behind pools": (
+        partial(SmallCNN, in_channels=3, image_size=32, width=4, pool_activation=True),
+        5,
+        32,
+    ),
+    "resnet20 with neurons behind its pool": (partial(ResNet20, width=4, pool_activation=True), 20, 32),
+    "vgg16 with neurons behind pools": (partial(VGG16, width=4, pooling="avg", pool_activation=True), 18, 32),
 }
 
 
