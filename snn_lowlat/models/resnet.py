@@ -111,8 +111,8 @@ class ResNet(nn.Module):
     shortcut : {"subsample", "convolution"}
         How a block's input is brought to the shape of its output where that differs.
     pool_activation : bool
-        An activation behind the global average pooling too: with one that rounds, pooled values are sent as spikes and not
-        as fractions of them (quantised average pooling; Yan, Zhou & Wong, AAAI 2021).
+        An activation behind the global average pooling too: with one that rounds, pooled values are sent as spikes and
+        not as fractions of them (quantised average pooling; Yan, Zhou & Wong, AAAI 2021).
     activation : str or callable
         See :func:`snn_lowlat.training.make_activation`.
 

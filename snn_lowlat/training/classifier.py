@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -59,6 +60,14 @@ class Classifier(LightningModule):
     mixup : float
         If positive, pictures and labels are mixed in pairs, with weights from the distribution Beta(mixup, mixup)
         (Zhang et al., "mixup: beyond empirical risk minimization", ICLR 2018).
+    teacher : Module, optional
+        A network whose logits are learnt too, such as the one that the weights come from; a copy is kept, its weights
+        are not trained.
+    distillation : float
+        Weight of the teacher, in ``[0, 1]``: the loss is ``(1 - w) * cross-entropy + w * temperature^2 * divergence``
+        (Hinton et al., "Distilling the knowledge in a neural network", arXiv 1503.02531).
+    temperature : float
+        Divides both networks' logits in the divergence.
     channels_last : bool
         Lay pictures and weights out with the channels last, which is faster on some processors.
     seed : int
@@ -87,6 +96,9 @@ class Classifier(LightningModule):
         gamma: float = 0.2,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
+        teacher: nn.Module | None = None,
+        distillation: float = 0.0,
+        temperature: float = 1.0,
         channels_last: bool = False,
         seed: int = 0,
     ) -> None:
@@ -106,8 +118,16 @@ class Classifier(LightningModule):
             )
         if mixup < 0 or seed < 0:
             raise ValueError(f"mixup and seed must not be negative, not {mixup} and {seed}.")
-        self.save_hyperparameters(ignore=["model"])
+        if not 0 <= distillation <= 1 or not temperature > 0:
+            raise ValueError(
+                f"distillation must be in [0, 1] and temperature positive, not {distillation} and {temperature}."
+            )
+        if (teacher is None) != (distillation == 0):
+            raise ValueError("a teacher and a distillation above 0 belong together: give both or neither.")
+        self.save_hyperparameters(ignore=["model", "teacher"])
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
+        # In a tuple, so that it is no part of this module: it is not trained and belongs into no checkpoint.
+        self._teachers = () if teacher is None else (copy.deepcopy(teacher).eval().requires_grad_(False),)
         self.mixup = MixUp(alpha=mixup, num_classes=num_classes) if mixup else None
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -126,6 +146,11 @@ class Classifier(LightningModule):
         """
         return functional.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
 
+    def on_fit_start(self) -> None:
+        """Bring the teacher to where the network is."""
+        for teacher in self._teachers:
+            teacher.to(self.device)
+
     def on_train_epoch_start(self) -> None:
         """Seed the epoch's random numbers."""
         sequence = np.random.SeedSequence([self.hparams["seed"], self.current_epoch, self.global_rank])
@@ -134,8 +159,18 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the loss of a batch."""
         images, labels = batch if self.mixup is None else self.mixup(*batch)
-        loss = self.loss(self(images), labels)
+        loss = self.learnt(images, self(images), labels)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        return loss
+
+    def learnt(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of a batch, with the teacher's part in it."""
+        loss = self.loss(logits, labels)
+        weight, temperature = self.hparams["distillation"], self.hparams["temperature"]
+        for teacher in self._teachers:
+            found, target = (functional.log_softmax(values / temperature, 1) for values in (logits, teacher(images)))
+            divergence = functional.kl_div(found, target, reduction="batchmean", log_target=True)
+            loss = (1 - weight) * loss + weight * temperature**2 * divergence
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,6 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
 from snn_lowlat.calibration import inputs_of
@@ -82,13 +80,6 @@ class FineTuning(Classifier):
         only what passes between them is kept (gradient checkpointing).
     logit_scale : float
         A factor on the readout, which is the mean over the steps, before the loss.
-    teacher : Module, optional
-        A network whose logits are learnt too, such as the original one; a copy is kept, its weights are not trained.
-    distillation : float
-        Weight of the teacher, in ``[0, 1]``: the loss is ``(1 - w) * cross-entropy + w * temperature^2 * divergence``
-        (Hinton et al., "Distilling the knowledge in a neural network", arXiv 1503.02531).
-    temperature : float
-        Divides both networks' logits in the divergence.
     optimizer : {"adam", "adamw", "sgd"}
         Adam with AMSGrad, AdamW, or SGD with momentum.
     learning_rate : float
@@ -97,7 +88,9 @@ class FineTuning(Classifier):
         A factor on it for thresholds and leaks.
     weight_decay : float
         Applied to convolution and linear weights.
-    momentum, nesterov, schedule, milestones, gamma, label_smoothing, mixup, channels_last, seed
+    momentum, nesterov, schedule, milestones, gamma, label_smoothing, mixup, teacher, distillation, temperature
+        As in :class:`Classifier`; a teacher is often the original network.
+    channels_last, seed
         As in :class:`Classifier`.
 
     Raises
@@ -149,15 +142,13 @@ class FineTuning(Classifier):
                 raise ValueError(f"{option} must be at least 1, not {value}.")
         if timesteps is not None and timesteps < 1:
             raise ValueError(f"timesteps must be at least 1, not {timesteps}.")
-        if logit_scale <= 0 or temperature <= 0 or neuron_learning_rate_factor < 0:
+        if logit_scale <= 0 or neuron_learning_rate_factor < 0:
             raise ValueError(
-                "logit_scale and temperature must be positive, neuron_learning_rate_factor not negative; not "
-                f"{logit_scale}, {temperature} and {neuron_learning_rate_factor}."
+                "logit_scale must be positive, neuron_learning_rate_factor not negative; not "
+                f"{logit_scale} and {neuron_learning_rate_factor}."
             )
-        if not 0 <= dropout < 1 or not 0 <= distillation <= 1:
-            raise ValueError(f"dropout must be in [0, 1), distillation in [0, 1]; not {dropout} and {distillation}.")
-        if (teacher is None) != (distillation == 0):
-            raise ValueError("a teacher and a distillation above 0 belong together: give both or neither.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), not {dropout}.")
         network = TrainableNetwork(
             *snn.normal_form(),
             snn.provenance.input_shape,
@@ -182,13 +173,15 @@ class FineTuning(Classifier):
             gamma=gamma,
             label_smoothing=label_smoothing,
             mixup=mixup,
+            teacher=teacher,
+            distillation=distillation,
+            temperature=temperature,
             channels_last=channels_last,
             seed=seed,
         )
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        # In tuples, so that they are no part of this module: neither is trained or belongs into its checkpoints.
+        # In a tuple, as the teacher.
         self._source = (snn,)
-        self._teachers = () if teacher is None else (copy.deepcopy(teacher).eval().requires_grad_(False),)
 
     @property
     def network(self) -> TrainableNetwork:
@@ -221,11 +214,6 @@ class FineTuning(Classifier):
         tuned.provenance = replace(snn.provenance, refinements=[*snn.provenance.refinements, step])
         return tuned
 
-    def on_fit_start(self) -> None:
-        """Bring the teacher to where the network is."""
-        for teacher in self._teachers:
-            teacher.to(self.device)
-
     def on_train_start(self) -> None:
         """Give the batch norms their first statistics, unless a checkpoint has them."""
         if self.network.measured:
@@ -246,10 +234,7 @@ class FineTuning(Classifier):
         """Return the loss of a batch."""
         images, labels = batch if self.mixup is None else self.mixup(*batch)
         logits = self(images)
-        loss = self.loss(logits, labels)
-        for teacher in self._teachers:
-            weight = self.hparams["distillation"]
-            loss = (1 - weight) * loss + weight * self._divergence(logits, teacher(images))
+        loss = self.learnt(images, logits, labels)
         self.train_accuracy(logits, labels if labels.dim() == 1 else labels.argmax(1))
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(labels))
@@ -293,8 +278,3 @@ class FineTuning(Classifier):
         frame = inspect.currentframe()
         kwargs |= {"ignore": _NOT_OPTIONS, "frame": frame.f_back if frame else None}
         super().save_hyperparameters(*args, **kwargs)
-
-    def _divergence(self, logits: Tensor, expected: Tensor) -> Tensor:
-        temperature = self.hparams["temperature"]
-        found, target = (functional.log_softmax(values / temperature, 1) for values in (logits, expected))
-        return temperature**2 * functional.kl_div(found, target, reduction="batchmean", log_target=True)  # type: ignore[no-any-return]

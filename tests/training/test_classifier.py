@@ -160,9 +160,32 @@ def test_random_numbers_depend_on_the_seed_and_the_epoch(tmp_path: Path) -> None
         {"milestones": (0.5, 1.0)},
         {"gamma": 0},
         {"mixup": -1},
+        {"temperature": 0},
+        {"distillation": 1.5},
         {"seed": -1},
     ],
 )
 def test_options_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must"):
         Classifier(SmallCNN(), num_classes=10, **options)
+
+
+def test_a_teachers_logits_are_learnt(tmp_path: Path) -> None:
+    """The same network has no divergence; the loss is weighed between teacher and labels, and the teacher is kept."""
+    student, teacher = SmallCNN(width=4), SmallCNN(width=4).eval()
+    student.eval()
+    images, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 10
+    logits = student(images)
+    alone = Classifier(student, 10).learnt(images, logits, labels)
+    same = Classifier(student, 10, teacher=student, distillation=0.5, temperature=2.0).learnt(images, logits, labels)
+    assert same.item() == pytest.approx(0.5 * alone.item(), rel=1e-5)
+    taught = Classifier(student, 10, teacher=teacher, distillation=1.0, temperature=2.0)
+    expected = teacher(images)
+    probabilities = (expected / 2).softmax(1)
+    divergence = (probabilities * ((expected / 2).log_softmax(1) - (logits / 2).log_softmax(1))).sum(1).mean()
+    assert taught.learnt(images, logits, labels).item() == pytest.approx(4 * divergence.item(), rel=1e-4)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    student.train()
+    few_steps(taught, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert not any("teacher" in name for name in taught.state_dict())
