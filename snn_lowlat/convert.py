@@ -56,7 +56,8 @@ def convert(
     refinements : sequence of str or Refinement
         Corrections that follow the strategy, in order, such as ``"bias_correction"``.
     encoder : str
-        How images enter: ``"direct"`` (a constant current) or ``"poisson"`` (random spikes; images in [0, 1]).
+        How images enter: ``"direct"`` (a constant current), ``"poisson"`` (random spikes; images in [0, 1]) or
+        ``"temporal_switch"`` (two spikes a pixel; images in [-1, 1]).
     seed : int
         Seed of the encoder's random numbers.
     calibration_batches : int, optional

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,6 +22,9 @@ from snn_lowlat.plan import SitePlan
 from snn_lowlat.refinement import Refinement
 from snn_lowlat.simulation import is_counted, micro_batches
 from snn_lowlat.strategies import Strategy
+
+if TYPE_CHECKING:
+    from snn_lowlat.evaluation.events import Events
 
 __all__ = ["Provenance", "SpikingModel"]
 
@@ -141,8 +144,7 @@ class SpikingModel(nn.Module):
 
     def latency_steps_at(self, timesteps: int) -> int:
         """Return the end-to-end latency, in steps, when each layer's window is ``timesteps``."""
-        neurons = {site.neuron for site in self.plan.values()}
-        return max(NEURONS[neuron].latency_steps(timesteps, self.depth) for neuron in neurons)
+        return max(NEURONS[site.neuron].latency_steps(timesteps, self.depth, site) for site in self.plan.values())
 
     @property
     def is_counted(self) -> bool:
@@ -168,9 +170,36 @@ class SpikingModel(nn.Module):
         """
         return self.count(images) if self.is_counted else self.simulate(images)
 
-    def simulate(self, images: Tensor) -> Tensor:
-        """Return the readout after the last step, always computed spike by spike."""
-        return self.readout(images)[-1]
+    @overload
+    def simulate(self, images: Tensor, record_events: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def simulate(self, images: Tensor, record_events: Literal[True]) -> tuple[Tensor, Events]: ...
+
+    def simulate(self, images: Tensor, record_events: bool = False) -> Tensor | tuple[Tensor, Events]:
+        """Return the readout after the last step, always computed spike by spike.
+
+        Parameters
+        ----------
+        images : Tensor
+            A batch ``[N, ...]``, as the original network takes it.
+        record_events : bool
+            Return also what the neurons sent: spikes, or where they switched on and off.
+
+        Returns
+        -------
+        logits : Tensor
+            The output averaged over the steps, ``[N, classes]``.
+        events : Events
+            Layer, image, neuron, time and sign of each event; only with ``record_events``.
+        """
+        if not record_events:
+            return self.readout(images)[-1]
+        from snn_lowlat.evaluation.events import EventRecorder
+
+        with EventRecorder(self) as recorder:
+            logits = self.readout(images)[-1]
+        return logits, recorder.events(images)
 
     @torch.no_grad()
     def count(self, images: Tensor, timesteps: int | None = None) -> Tensor:

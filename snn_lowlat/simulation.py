@@ -11,12 +11,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from snn_lowlat.graph import MAX_POOLS, Site, find_sites
-from snn_lowlat.neurons import NEURONS, per_channel
+from snn_lowlat.neurons import NEURONS, per_channel, switch_events, synaptic_register
 from snn_lowlat.plan import Plan, SitePlan
 
-__all__ = ["count", "count_spikes", "fire", "is_counted", "micro_batches", "pool_charges", "simulate"]
+__all__ = [
+    "count",
+    "count_spikes",
+    "fire",
+    "is_counted",
+    "is_online",
+    "lagging_inputs",
+    "micro_batches",
+    "pool_charges",
+    "simulate",
+    "simulate_events",
+    "transmissions",
+    "window_starts",
+]
 
 
 def fire(currents: Tensor, plan: SitePlan) -> Tensor:
@@ -60,6 +74,68 @@ def is_counted(plan: Plan) -> bool:
     return all(NEURONS[site.neuron].counts is not None for site in plan.values())
 
 
+def is_online(plan: Plan) -> bool:
+    """Say whether any neuron answers within the step; else each layer's window starts after that of the one before."""
+    return any(NEURONS[site.neuron].online for site in plan.values())
+
+
+def transmissions(spikes: Tensor, plan: SitePlan) -> Tensor:
+    """Return what one site's neurons send to the layers after them: the events of their spikes.
+
+    Parameters
+    ----------
+    spikes : Tensor
+        Spikes ``[T, N, C, ...]``.
+    plan : SitePlan
+        The neuron and its parameters.
+
+    Returns
+    -------
+    Tensor
+        ``[T, N, C, ...]`` for neurons that send their spikes; else 1, -1 or 0, ``[T + 1, N, C, ...]``.
+    """
+    transmit = NEURONS[plan.neuron].transmissions
+    return spikes if transmit is None else transmit(spikes, plan)
+
+
+def window_starts(graph: fx.GraphModule, plan: Plan, timesteps: int) -> dict[fx.Node, int]:
+    """Return by how many steps the window of each node's value starts after that of the network's input.
+
+    Parameters
+    ----------
+    graph : GraphModule
+        A network in normal form.
+    plan : mapping of str to SitePlan
+        What each site becomes.
+    timesteps : int
+        The length of a window.
+    """
+    sites = {site.node: site.name for site in find_sites(graph).values()}
+    starts: dict[fx.Node, int] = {}
+    for node in graph.graph.nodes:
+        starts[node] = max((starts[before] for before in node.all_input_nodes), default=0)
+        delay = NEURONS[plan[sites[node]].neuron].delay if node in sites else None
+        if delay is not None:
+            starts[node] += delay(timesteps, plan[sites[node]])
+    return starts
+
+
+def lagging_inputs(graph: fx.GraphModule, plan: Plan, timesteps: int) -> dict[fx.Node, dict[fx.Node, int]]:
+    """Return which nodes read values whose windows start at different times, and how long each input has to wait.
+
+    A shortcut passes fewer layers than what it is added to. The arguments are those of :func:`window_starts`.
+    """
+    starts = window_starts(graph, plan, timesteps)
+    lags: dict[fx.Node, dict[fx.Node, int]] = {}
+    for node in graph.graph.nodes:
+        signals = [before for before in node.all_input_nodes if before.op != "get_attr"]
+        latest = max((starts[before] for before in signals), default=0)
+        waiting = {before: latest - starts[before] for before in signals if starts[before] < latest}
+        if waiting:
+            lags[node] = waiting
+    return lags
+
+
 def pool_charges(pool: Callable[[Tensor], Tensor], currents: Tensor) -> Tensor:
     """Max-pool what a window's currents add up to, and return it as currents again.
 
@@ -79,7 +155,9 @@ def pool_charges(pool: Callable[[Tensor], Tensor], currents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def simulate(graph: fx.GraphModule, plan: Plan, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def simulate(
+    graph: fx.GraphModule, plan: Plan, inputs: Tensor, observe: Callable[[str, Tensor, Tensor], None] | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Run a whole network spike by spike.
 
     Parameters
@@ -90,17 +168,61 @@ def simulate(graph: fx.GraphModule, plan: Plan, inputs: Tensor) -> tuple[Tensor,
         What each site becomes.
     inputs : Tensor
         Input currents ``[T, N, ...]``.
+    observe : callable, optional
+        ``observe(site, currents, spikes)`` is called at each site, with currents and spikes ``[T, N, C, ...]``. Spikes
+        are then not kept.
 
     Returns
     -------
     outputs : Tensor
         The network's output in each step, ``[T, N, classes]``.
     spikes : dict of str to Tensor
-        The spikes of each site, ``[T, N, C, ...]``.
+        The spikes of each site, ``[T, N, C, ...]``; empty if they are observed.
     """
     runner = _Simulation(graph, plan, inputs.shape[0])
+    runner.observe = observe
     outputs = runner.run(inputs.flatten(0, 1))
     return outputs.unflatten(0, inputs.shape[:2]), runner.spikes
+
+
+@torch.no_grad()
+def simulate_events(
+    graph: fx.GraphModule, plan: Plan, inputs: Tensor
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Run a network of temporal-switch neurons with nothing but their events between the layers.
+
+    Each event passes the synapses once, when it is sent, and adds to their registers what it brings; neurons see the
+    registers. What :func:`simulate` computes from the states in every step is the same, up to rounding.
+
+    Parameters
+    ----------
+    graph : GraphModule
+        A network in normal form.
+    plan : mapping of str to SitePlan
+        What each site becomes.
+    inputs : Tensor
+        Input currents ``[T, N, ...]``; what is sent are their changes.
+
+    Returns
+    -------
+    outputs : Tensor
+        The network's output in each step, ``[T, N, classes]``.
+    events : dict of str to Tensor
+        What the neurons of each site send, 1, -1 or 0, ``[T + 1, N, C, ...]``.
+    left : dict of str to Tensor
+        What the registers in front of each site hold after the window, ``[N, C, ...]``: nothing but rounding errors.
+
+    Raises
+    ------
+    ValueError
+        If neurons of a site send their spikes, not the changes of a state.
+    """
+    for name, site in plan.items():
+        if NEURONS[site.neuron].transmissions is None:
+            raise ValueError(f"layer {name!r}: neurons of kind {site.neuron!r} send spikes, which no register keeps.")
+    runner = _EventSimulation(graph, plan, inputs.shape[0])
+    outputs = synaptic_register(runner.run(switch_events(inputs).flatten(0, 1)).unflatten(0, (-1, inputs.shape[1])))
+    return outputs[:-1], runner.spikes, runner.left
 
 
 @torch.no_grad()
@@ -156,16 +278,67 @@ class _Runner(fx.Interpreter):
 class _Simulation(_Runner):
     """Every step, ``[T * N, ...]``."""
 
+    observe: Callable[[str, Tensor, Tensor], None] | None = None
+
     def neurons(self, site: Site, plan: SitePlan, currents: Tensor) -> Tensor:
-        spikes = fire(currents.reshape(self.timesteps, -1, *currents.shape[1:]), plan)
-        self.spikes[site.name] = spikes
+        steps = currents.reshape(self.timesteps, -1, *currents.shape[1:])
+        spikes = fire(steps, plan)
+        if self.observe is None:
+            self.spikes[site.name] = spikes
+        else:
+            self.observe(site.name, steps, spikes)
         return spikes.flatten(0, 1) * per_channel(plan.amplitude, currents)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         layer = self.fetch_attr(target)
-        if isinstance(layer, MAX_POOLS) and is_counted(self.plan):
+        if isinstance(layer, MAX_POOLS) and not is_online(self.plan):
             return pool_charges(layer, args[0].reshape(self.timesteps, -1, *args[0].shape[1:])).flatten(0, 1)
         return layer(*args, **kwargs)
+
+
+class _EventSimulation(_Runner):
+    """What each event changes, ``[(T + 1) * N, ...]``; the biases' currents start with the window and end with it."""
+
+    def __init__(self, graph: fx.GraphModule, plan: Plan, timesteps: int) -> None:
+        super().__init__(graph, plan, timesteps)
+        self.left: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value: Any = super().run_node(n)
+        constant = n.op in ("placeholder", "get_attr", "output") or n in self._sites or n in self._rest
+        if constant or isinstance(self._module(n), MAX_POOLS):
+            return value
+        # An affine map of a change is the change of the map, once what it makes of nothing is taken away.
+        args, kwargs = map_arg(
+            (n.args, n.kwargs),
+            lambda before: self.env[before] if before.op == "get_attr" else torch.zeros_like(self.env[before][:1]),
+        )
+        offset = getattr(super(), n.op)(n.target, args, kwargs)
+        changes: Tensor = value.unflatten(0, (self.timesteps + 1, -1)) - offset
+        changes[0] += offset
+        changes[-1] -= offset
+        return changes.flatten(0, 1)
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        layer = self.fetch_attr(target)
+        if not isinstance(layer, MAX_POOLS):
+            return layer(*args, **kwargs)
+        currents = synaptic_register(args[0].unflatten(0, (self.timesteps + 1, -1)))[:-1]
+        if is_online(self.plan):
+            pooled = layer(currents.flatten(0, 1)).unflatten(0, currents.shape[:2])
+        else:
+            pooled = pool_charges(layer, currents)
+        return switch_events(pooled).flatten(0, 1)
+
+    def neurons(self, site: Site, plan: SitePlan, currents: Tensor) -> Tensor:
+        registers = synaptic_register(currents.reshape(self.timesteps + 1, -1, *currents.shape[1:]))
+        self.left[site.name] = registers[-1]
+        events = transmissions(fire(registers[:-1], plan), plan)
+        self.spikes[site.name] = events
+        return events.flatten(0, 1) * per_channel(plan.amplitude, currents)
+
+    def _module(self, node: fx.Node) -> Any:
+        return self.fetch_attr(str(node.target)) if node.op == "call_module" else None
 
 
 class _Counting(_Runner):

@@ -16,10 +16,27 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from snn_lowlat.adapters.snntorch import AccumulateThenFire, IntegrateAndFire, Surrogate, make_learnable, reset
+from snn_lowlat.adapters.snntorch import (
+    AccumulateThenFire,
+    IntegrateAndFire,
+    OnlineTemporalSwitch,
+    Surrogate,
+    TemporalSwitch,
+    make_learnable,
+    reset,
+)
 from snn_lowlat.convert import convert as _convert
 
-__all__ = ["AccumulateThenFire", "IntegrateAndFire", "Surrogate", "convert", "make_learnable", "reset"]
+__all__ = [
+    "AccumulateThenFire",
+    "IntegrateAndFire",
+    "OnlineTemporalSwitch",
+    "Surrogate",
+    "TemporalSwitch",
+    "convert",
+    "make_learnable",
+    "reset",
+]
 
 
 def convert(

@@ -17,17 +17,31 @@ import torch
 from snntorch import surrogate
 from torch import Tensor, fx, nn
 
+from snn_lowlat.adapters.windows import align_windows, window_length
 from snn_lowlat.errors import SnnLowlatError, unknown_name
 from snn_lowlat.graph import MAX_POOLS, current_shapes, find_sites, without_ceilings
-from snn_lowlat.neurons import accumulate_then_fire, integrate_and_fire_sequence, spike_counts, spread_spikes
+from snn_lowlat.neurons import (
+    accumulate_then_fire,
+    integrate_and_fire_sequence,
+    online_temporal_switch,
+    online_temporal_switch_step,
+    pipelined_temporal_switch,
+    pipelined_temporal_switch_step,
+    spike_counts,
+    spread_spikes,
+    temporal_switch,
+)
 from snn_lowlat.plan import Plan, SitePlan
-from snn_lowlat.simulation import is_counted, pool_charges
+from snn_lowlat.simulation import is_online, pool_charges
 
 __all__ = [
     "AccumulateThenFire",
     "ChargeMaxPool",
+    "DelayLine",
     "IntegrateAndFire",
+    "OnlineTemporalSwitch",
     "Surrogate",
+    "TemporalSwitch",
     "build",
     "count",
     "current_plan",
@@ -197,14 +211,24 @@ class _WindowModule(nn.Module):
     Each layer fires in the window after the one it has seen, as pipelined hardware does. With :attr:`counting` set,
     the module maps a window's mean currents to its mean output instead; with :attr:`folded_steps`, one whole window
     ``[T * N, C, ...]``.
+
+    Parameters
+    ----------
+    timesteps : int
+        The window's length.
+    start : int
+        In a time loop, the steps that pass before the first window.
+    *args, **kwargs
+        Another base class's.
     """
 
     step: int
     mem: Tensor | None
 
-    def __init__(self, *args: Any, timesteps: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, timesteps: int, start: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.timesteps = timesteps
+        self.start = start
         self.counting: int | None = None
         self.folded_steps: int | None = None
         self.reset_mem()
@@ -215,9 +239,12 @@ class _WindowModule(nn.Module):
             return self.mean_output(input_, self.counting)
         if self.folded_steps is not None:
             return self.window(input_.reshape(self.folded_steps, -1, *input_.shape[1:])).flatten(0, 1)
-        # A new window starts after the last step of one, and where the batch's size changes.
-        fresh = self.mem is None or self.mem.shape != input_.shape
-        self.step = 1 if fresh else self.step % self.timesteps + 1
+        # A new window starts after the last step of one; where the batch's size changes, all starts anew.
+        if self.mem is None or self.mem.shape != input_.shape:
+            self.reset_mem()
+            self.step = 1 - self.start
+        else:
+            self.step = self.step + 1 if self.step < self.timesteps else 1
         return self.stream(input_)
 
     def reset_mem(self) -> None:
@@ -226,7 +253,10 @@ class _WindowModule(nn.Module):
         self.mem = None
 
     def stream(self, current: Tensor) -> Tensor:
-        """Map the currents of step :attr:`step`, ``[N, C, ...]``, to the output of one step."""
+        """Map the currents of step :attr:`step`, ``[N, C, ...]``, to the output of one step.
+
+        The window's steps are numbered from 1; those before the first window are 0 and less.
+        """
         raise NotImplementedError
 
     def window(self, currents: Tensor) -> Tensor:
@@ -238,12 +268,8 @@ class _WindowModule(nn.Module):
         raise NotImplementedError
 
 
-class AccumulateThenFire(_WindowModule, snntorch.SpikingNeuron):  # type: ignore[misc]
-    """Neurons that add up the currents of a window and fire in the next; see :func:`snn_lowlat.neurons.spike_counts`.
-
-    ``mem`` is what the window's currents add up to so far. A network of these, stepped with the same input in each
-    window, gives its output in window ``depth + 1``: run it for ``SpikingModel.latency_steps`` steps and average the
-    last ``timesteps`` outputs. No gradients pass.
+class _WindowNeuron(_WindowModule, snntorch.SpikingNeuron):  # type: ignore[misc]
+    """Neurons that see a window before they fire, of any kind; no gradients pass.
 
     Parameters
     ----------
@@ -268,6 +294,38 @@ class AccumulateThenFire(_WindowModule, snntorch.SpikingNeuron):  # type: ignore
         snntorch.SpikingNeuron.instances.remove(self)
         self.register_buffer("initial_potential", _spread(plan.initial_potential, dimensions))
 
+    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
+        """Map mean currents to the mean of the spikes times the amplitude."""
+        return self._counts(mean, timesteps, times=timesteps).mul_(self.graded_spikes_factor / timesteps)
+
+    def site_plan(self, plan: SitePlan) -> SitePlan:
+        """Return the site's plan with the values that these neurons have now."""
+        return _site_plan(self, plan)
+
+    def extra_repr(self) -> str:
+        """Show how many thresholds there are, and the window."""
+        return f"thresholds={self.threshold.numel()}, timesteps={self.timesteps}"
+
+    def _counts(self, charge: Tensor, timesteps: int, times: int = 1) -> Tensor:
+        threshold, initial_potential = _flat(self.threshold), _flat(self.initial_potential)
+        return spike_counts(charge, timesteps, threshold, initial_potential, times=times)
+
+
+class AccumulateThenFire(_WindowNeuron):
+    """Neurons that add up the currents of a window and fire in the next; see :func:`snn_lowlat.neurons.spike_counts`.
+
+    ``mem`` is what the window's currents add up to so far. A network of these, stepped with the same input in each
+    window, gives its output in window ``depth + 1``: run it for ``SpikingModel.latency_steps`` steps and average the
+    last ``timesteps`` outputs. No gradients pass.
+
+    Parameters
+    ----------
+    plan : SitePlan
+        Threshold, initial potential and amplitude, ``[]`` or ``[C]``, and the window's length ``timesteps``.
+    dimensions : int
+        The number of dimensions of the currents, ``[N, C, ...]``: two or more.
+    """
+
     def reset_mem(self) -> None:
         """Start a new window, with nothing left of the ones before."""
         super().reset_mem()
@@ -288,30 +346,176 @@ class AccumulateThenFire(_WindowModule, snntorch.SpikingNeuron):  # type: ignore
         spikes = accumulate_then_fire(currents, _flat(self.threshold), _flat(self.initial_potential))
         return spikes * self.graded_spikes_factor
 
-    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
-        """Map mean currents to firing rates times the amplitude."""
-        return self._counts(mean, timesteps, times=timesteps).mul_(self.graded_spikes_factor / timesteps)
+
+class TemporalSwitch(_WindowNeuron):
+    """Neurons that are on for a time in each window; see :func:`snn_lowlat.neurons.pipelined_temporal_switch`.
+
+    Their output is the amplitude while they are on: times a weight it is what the synapse's register holds. What they
+    send is the change of their state, :attr:`event`. ``mem`` is what the window's currents add up to so far.
+
+    Parameters
+    ----------
+    plan : SitePlan
+        Threshold, initial potential and amplitude, ``[]`` or ``[C]``; as parameters the window's length ``timesteps``,
+        and ``gap`` if the neurons switch before they have seen all of it.
+    dimensions : int
+        The number of dimensions of the currents, ``[N, C, ...]``: two or more.
+    """
+
+    state: Tensor | None
+    before: Tensor | None
+    sent: Tensor | None
+    seen: Tensor | None
+
+    def __init__(self, plan: SitePlan, dimensions: int) -> None:
+        super().__init__(plan, dimensions)
+        self.gap = int(plan.parameters.get("gap", self.timesteps))
+
+    @property
+    def event(self) -> Tensor | None:
+        """What the neurons sent in the last step of a time loop: 1 (ON), -1 (OFF) or 0, ``[N, C, ...]``."""
+        return None if self.state is None or self.before is None else self.state - self.before
+
+    def reset_mem(self) -> None:
+        """Start a new window, with nothing left of the ones before."""
+        super().reset_mem()
+        self.state = self.before = self.sent = self.seen = None
+        self.windows = 0
+
+    def stream(self, current: Tensor) -> Tensor:
+        """Map the currents of one step to the states of one step, times the amplitude."""
+        current = current.detach()
+        last, state = self.mem, torch.zeros_like(current) if self.state is None else self.state
+        self.mem = current if last is None or self.step <= 1 else last + current
+        if self.step == 1:
+            self.seen = last if self.windows else None
+            self.windows += 1
+        charge = self.mem if self.step > self.gap else self.seen
+        self.before = self.state = state
+        if self.step >= 1 and charge is not None:
+            if self.sent is None or self.step == self.gap % self.timesteps + 1:
+                self.sent = torch.zeros_like(current)
+            threshold, initial_potential = _flat(self.threshold), _flat(self.initial_potential)
+            self.state = pipelined_temporal_switch_step(
+                charge, self.sent, state, self.timesteps, threshold, initial_potential
+            )
+            self.sent = self.sent + self.state
+        return self.state * self.graded_spikes_factor
+
+    def window(self, currents: Tensor) -> Tensor:
+        """Map a window's currents to the states of the window that follows, times the amplitude."""
+        threshold, initial_potential = _flat(self.threshold), _flat(self.initial_potential)
+        if self.gap >= len(currents):
+            states = temporal_switch(currents, threshold, initial_potential)
+        else:
+            states = pipelined_temporal_switch(currents, threshold, initial_potential, self.gap)
+        return states * self.graded_spikes_factor
+
+
+class OnlineTemporalSwitch(snntorch.SpikingNeuron):  # type: ignore[misc]
+    """Neurons that answer within the step; see :func:`snn_lowlat.neurons.online_temporal_switch`.
+
+    Their output is the amplitude while they are on; what they send is the change of their state, :attr:`event`. ``mem``
+    is the membrane potential after the step, counted from the initial potential. No gradients pass.
+
+    Parameters
+    ----------
+    plan : SitePlan
+        Threshold, initial potential and amplitude, ``[]`` or ``[C]``, and ``hysteresis`` as a parameter.
+    dimensions : int
+        The number of dimensions of the currents, ``[N, C, ...]``: two or more.
+    """
+
+    threshold: Tensor
+    graded_spikes_factor: Tensor
+    initial_potential: Tensor
+    mem: Tensor | None
+    state: Tensor | None
+    before: Tensor | None
+
+    def __init__(self, plan: SitePlan, dimensions: int) -> None:
+        super().__init__(
+            threshold=_spread(plan.threshold, dimensions),
+            graded_spikes_factor=_spread(plan.amplitude, dimensions),
+            spike_grad=Surrogate(),
+            init_hidden=True,
+        )
+        snntorch.SpikingNeuron.instances.remove(self)
+        self.register_buffer("initial_potential", _spread(plan.initial_potential, dimensions))
+        self.hysteresis = float(plan.parameters["hysteresis"])
+        self.folded_steps: int | None = None
+        self.reset_mem()
+
+    @property
+    def event(self) -> Tensor | None:
+        """What the neurons sent in the last step of a time loop: 1 (ON), -1 (OFF) or 0, ``[N, C, ...]``."""
+        return None if self.state is None or self.before is None else self.state - self.before
+
+    def forward(self, input_: Tensor) -> Tensor:
+        """Map the currents of one step ``[N, C, ...]`` to states times the amplitude, of the same shape."""
+        input_ = input_.detach()
+        parameters = _flat(self.threshold), _flat(self.initial_potential), self.hysteresis
+        if self.folded_steps is not None:
+            currents = input_.reshape(self.folded_steps, -1, *input_.shape[1:])
+            return online_temporal_switch(currents, *parameters).flatten(0, 1) * self.graded_spikes_factor
+        if self.mem is None or self.state is None or self.mem.shape != input_.shape:
+            self.mem = self.state = torch.zeros_like(input_)
+        self.before = self.state
+        self.state, self.mem = online_temporal_switch_step(input_, self.mem, self.state, *parameters)
+        return self.state * self.graded_spikes_factor
+
+    def reset_mem(self) -> None:
+        """Forget everything: the next step starts from the initial potential, with all neurons off."""
+        self.mem = self.state = self.before = None
 
     def site_plan(self, plan: SitePlan) -> SitePlan:
         """Return the site's plan with the values that these neurons have now."""
-        return replace(
-            plan,
-            threshold=_flat(self.threshold),
-            initial_potential=_flat(self.initial_potential),
-            amplitude=_flat(self.graded_spikes_factor),
-        )
+        return _site_plan(self, plan)
 
     def extra_repr(self) -> str:
-        """Show how many thresholds there are, and the window."""
-        return f"thresholds={self.threshold.numel()}, timesteps={self.timesteps}"
+        """Show how many thresholds there are, and the hysteresis."""
+        return f"thresholds={self.threshold.numel()}, hysteresis={self.hysteresis:g}"
 
-    def _counts(self, charge: Tensor, timesteps: int, times: int = 1) -> Tensor:
-        threshold, initial_potential = _flat(self.threshold), _flat(self.initial_potential)
-        return spike_counts(charge, timesteps, threshold, initial_potential, times=times)
+
+class DelayLine(nn.Module):
+    """What makes a shortcut wait, in a time loop, for the layers that it leaves out; with a whole window nothing.
+
+    Parameters
+    ----------
+    steps : int
+        For how many steps it holds what it is given, at least 1.
+    """
+
+    held: list[Tensor]
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.counting: int | None = None
+        self.folded_steps: int | None = None
+        self.reset_mem()
+
+    def forward(self, input_: Tensor) -> Tensor:
+        """Map ``[N, ...]`` to what was given so many steps before; zeros at first."""
+        if self.counting is not None or self.folded_steps is not None:
+            return input_
+        if not self.held or self.held[-1].shape != input_.shape:
+            self.held = [torch.zeros_like(input_)] * self.steps
+        out, *rest = self.held
+        self.held = [*rest, input_]
+        return out
+
+    def reset_mem(self) -> None:
+        """Forget what is held."""
+        self.held = []
+
+    def extra_repr(self) -> str:
+        """Show the delay."""
+        return f"steps={self.steps}"
 
 
 class ChargeMaxPool(_WindowModule):
-    """A max-pool in front of :class:`AccumulateThenFire`: it pools what a window's currents add up to.
+    """A max-pool in front of neurons that see a window before they fire: it pools what its currents add up to.
 
     Parameters
     ----------
@@ -319,15 +523,17 @@ class ChargeMaxPool(_WindowModule):
         Torch's max-pool.
     timesteps : int
         The window's length.
+    start : int
+        In a time loop, the steps that pass before the first window.
     """
 
-    def __init__(self, pool: nn.Module, timesteps: int) -> None:
-        super().__init__(timesteps=timesteps)
+    def __init__(self, pool: nn.Module, timesteps: int, start: int = 0) -> None:
+        super().__init__(timesteps=timesteps, start=start)
         self.pool: nn.Module = pool
 
     def stream(self, current: Tensor) -> Tensor:
         """Map ``[N, C, ...]`` to pooled currents."""
-        if self.step == 1 or self.mem is None:
+        if self.step <= 1 or self.mem is None:
             self.mem = current
             return self.pool(current)  # type: ignore[no-any-return]
         before, self.mem = self.mem, self.mem + current
@@ -351,10 +557,23 @@ def _flat(values: Tensor) -> Tensor:
     return values.detach().reshape(-1) if values.dim() else values.detach()
 
 
+def _site_plan(neurons: Any, plan: SitePlan) -> SitePlan:
+    """Return a site's plan with the threshold, initial potential and amplitude that its neurons have now."""
+    return replace(
+        plan,
+        threshold=_flat(neurons.threshold),
+        initial_potential=_flat(neurons.initial_potential),
+        amplitude=_flat(neurons.graded_spikes_factor),
+    )
+
+
 _NEURONS: dict[str, Callable[[SitePlan, int], nn.Module]] = {
     "integrate_and_fire": IntegrateAndFire,
     "leaky_integrate_and_fire": IntegrateAndFire,
     "accumulate_then_fire": AccumulateThenFire,
+    "temporal_switch": TemporalSwitch,
+    "temporal_switch_pipelined": TemporalSwitch,
+    "temporal_switch_online": OnlineTemporalSwitch,
 }
 """How each neuron model is built from snnTorch's modules."""
 
@@ -364,17 +583,20 @@ def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.G
     network = without_ceilings(graph)
     reference = next(network.parameters(), torch.empty(0))
     shapes = current_shapes(network, input_shape)
-    for site in find_sites(network).values():
-        site_plan = plan[site.name]
+    for site_plan in plan.values():
         if site_plan.neuron not in _NEURONS:
             raise unknown_name("snnTorch neuron", site_plan.neuron, _NEURONS)
+    starts = align_windows(network, plan, DelayLine)
+    for site in find_sites(network).values():
+        site_plan = plan[site.name]
         neurons = _NEURONS[site_plan.neuron](site_plan, len(shapes[site.name]) + 1)
+        if isinstance(neurons, TemporalSwitch):
+            neurons.start = starts.get(site.name, 0)
         setattr(network, site.name, neurons.to(reference))
-    if is_counted(plan):
-        timesteps = max(int(site_plan.parameters["timesteps"]) for site_plan in plan.values())
+    if not is_online(plan):
         for name, module in list(network.named_children()):
             if isinstance(module, MAX_POOLS):
-                setattr(network, name, ChargeMaxPool(module, timesteps))
+                setattr(network, name, ChargeMaxPool(module, window_length(plan), starts[name]))
     return network.eval()
 
 
@@ -388,7 +610,7 @@ def reset(network: nn.Module) -> None:
         are reset too.
     """
     for module in network.modules():
-        if isinstance(module, (snntorch.SpikingNeuron, _WindowModule)) and hasattr(module, "reset_mem"):
+        if isinstance(module, (snntorch.SpikingNeuron, _WindowModule, DelayLine)) and hasattr(module, "reset_mem"):
             module.reset_mem()
 
 
@@ -427,7 +649,7 @@ def _on_all(network: nn.Module, attribute: str, value: int) -> Iterator[None]:
 
 def spiking_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Return the neuron modules by the names of their sites, in order."""
-    kinds = (IntegrateAndFire, AccumulateThenFire)
+    kinds = (IntegrateAndFire, AccumulateThenFire, TemporalSwitch, OnlineTemporalSwitch)
     return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
 
 

@@ -28,11 +28,22 @@ from spikingjelly.activation_based.ann2snn.recipes import FXConversionRecipe
 from spikingjelly.activation_based.ann2snn.recipes.step_mode_adapters import adapt_step_mode_graph
 from torch import Tensor, fx, nn
 
+from snn_lowlat.adapters.windows import align_windows, window_length
 from snn_lowlat.errors import unknown_name
 from snn_lowlat.graph import MAX_POOLS, find_sites, without_ceilings
-from snn_lowlat.neurons import accumulate_then_fire, integrate_and_fire_sequence, spike_counts, spread_spikes
+from snn_lowlat.neurons import (
+    accumulate_then_fire,
+    integrate_and_fire_sequence,
+    online_temporal_switch,
+    online_temporal_switch_step,
+    pipelined_temporal_switch,
+    pipelined_temporal_switch_step,
+    spike_counts,
+    spread_spikes,
+    temporal_switch,
+)
 from snn_lowlat.plan import Plan, SitePlan
-from snn_lowlat.simulation import is_counted, pool_charges
+from snn_lowlat.simulation import is_online, pool_charges
 
 if TYPE_CHECKING:
     from snn_lowlat.strategies import Strategy
@@ -40,8 +51,11 @@ if TYPE_CHECKING:
 __all__ = [
     "AccumulateThenFireNode",
     "ChargeMaxPool",
+    "DelayLine",
     "IntegrateAndFireNode",
     "LowLatencyRecipe",
+    "OnlineTemporalSwitchNode",
+    "TemporalSwitchNode",
     "build",
     "count",
     "current_plan",
@@ -115,14 +129,22 @@ class _WindowModule(base.MemoryModule):  # type: ignore[misc]
     In single-step mode windows of ``timesteps`` steps follow one another, and each layer fires in the window after the
     one it has seen, as pipelined hardware does. With :attr:`counting` set, the module maps a window's mean currents
     to its mean output instead.
+
+    Parameters
+    ----------
+    timesteps : int
+        The window's length.
+    start : int
+        In single-step mode, the steps that pass before the first window.
     """
 
     step: int
     charge: Any
 
-    def __init__(self, timesteps: int) -> None:
+    def __init__(self, timesteps: int, start: int = 0) -> None:
         super().__init__()
         self.timesteps = timesteps
+        self.start = start
         self.counting: int | None = None
         self.register_memory("step", 0)
         self.register_memory("charge", None)
@@ -140,11 +162,12 @@ class _WindowModule(base.MemoryModule):  # type: ignore[misc]
     def add(self, current: Tensor) -> int:
         """Add one step's currents to the window's charge; return the step's number in the window, from 1.
 
-        A new window starts after the last step of one, and where the batch's size changes.
+        A new window starts after the last step of one; where the batch's size changes all starts anew. Before the first
+        window the number is 0 or less.
         """
         fresh = not isinstance(self.charge, Tensor) or self.charge.shape != current.shape
-        self.step = 1 if fresh else self.step % self.timesteps + 1
-        self.charge = current if self.step == 1 else self.charge + current
+        self.step = 1 - self.start if fresh else self.step + 1 if self.step < self.timesteps else 1
+        self.charge = current if self.step <= 1 else self.charge + current
         return self.step
 
     def extra_repr(self) -> str:
@@ -191,8 +214,163 @@ class AccumulateThenFireNode(_WindowModule):
         return counts.div_(timesteps)
 
 
+class TemporalSwitchNode(_WindowModule):
+    """Neurons that are on for a time in each window; see :func:`snn_lowlat.neurons.pipelined_temporal_switch`.
+
+    Their output is their state, 1 or 0: times a weight it is what the synapse's register holds. What they send is the
+    change of it, :attr:`event`.
+
+    Parameters
+    ----------
+    plan : SitePlan
+        Threshold and initial potential, ``[]`` or ``[C]``; as parameters the window's length ``timesteps``, and ``gap``
+        if the neurons switch before they have seen all of it.
+    start : int
+        In single-step mode, the steps that pass before the first window.
+    """
+
+    def __init__(self, plan: SitePlan, start: int = 0) -> None:
+        super().__init__(int(plan.parameters["timesteps"]), start)
+        self.gap = int(plan.parameters.get("gap", self.timesteps))
+        self.register_buffer("v_threshold", plan.threshold.clone())
+        self.register_buffer("v_offset", plan.initial_potential.clone())
+        self.state: Any
+        self.before: Any
+        self.sent: Any
+        self.seen: Any
+        self.windows: int
+        self.register_memory("state", None)
+        self.register_memory("before", None)
+        self.register_memory("sent", None)
+        self.register_memory("seen", None)
+        self.register_memory("windows", 0)
+
+    @property
+    def event(self) -> Tensor:
+        """What the neurons sent in the last step of single-step mode: 1 (ON), -1 (OFF) or 0, ``[N, C, ...]``."""
+        return self.state - self.before  # type: ignore[no-any-return]
+
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        """Take the currents of one step and return which neurons are on in it."""
+        last, known = self.charge, self.state
+        if not isinstance(known, Tensor) or known.shape != x.shape:
+            self.state, self.seen, self.windows = torch.zeros_like(x), None, 0
+        step = self.add(x)
+        if step == 1:
+            self.seen = last if self.windows else None
+            self.windows += 1
+        self.before = self.state
+        charge = self.charge if step > self.gap else self.seen
+        if step >= 1 and charge is not None:
+            sent = torch.zeros_like(x) if step == self.gap % self.timesteps + 1 else self.sent
+            self.state = pipelined_temporal_switch_step(
+                charge, sent, self.state, self.timesteps, self.v_threshold, self.v_offset
+            )
+            self.sent = sent + self.state
+        return self.state  # type: ignore[no-any-return]
+
+    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+        """Map one window's currents to the states of the window that follows, ``[T, N, C, ...]``."""
+        if self.gap >= len(x_seq):
+            return temporal_switch(x_seq, self.v_threshold, self.v_offset)
+        return pipelined_temporal_switch(x_seq, self.v_threshold, self.v_offset, self.gap)
+
+    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
+        """Map mean currents to the part of the window in which neurons are on, ``[N, C, ...]``."""
+        counts = spike_counts(mean, timesteps, self.v_threshold, self.v_offset, times=timesteps)
+        return counts.div_(timesteps)
+
+    def extra_repr(self) -> str:
+        """Show the window, the gap and the step mode."""
+        return f"{super().extra_repr()}, gap={self.gap}"
+
+
+class OnlineTemporalSwitchNode(base.MemoryModule):  # type: ignore[misc]
+    """Neurons that answer within the step; see :func:`snn_lowlat.neurons.online_temporal_switch`.
+
+    Their output is their state, 1 or 0; what they send is the change of it, :attr:`event`.
+
+    Parameters
+    ----------
+    plan : SitePlan
+        Threshold and initial potential, ``[]`` or ``[C]``, and ``hysteresis`` as a parameter.
+    """
+
+    def __init__(self, plan: SitePlan) -> None:
+        super().__init__()
+        self.hysteresis = float(plan.parameters["hysteresis"])
+        self.register_buffer("v_threshold", plan.threshold.clone())
+        self.register_buffer("v_offset", plan.initial_potential.clone())
+        self.v: Any
+        self.state: Any
+        self.before: Any
+        self.register_memory("v", None)
+        self.register_memory("state", None)
+        self.register_memory("before", None)
+
+    @property
+    def event(self) -> Tensor:
+        """What the neurons sent in the last step of single-step mode: 1 (ON), -1 (OFF) or 0, ``[N, C, ...]``."""
+        return self.state - self.before  # type: ignore[no-any-return]
+
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        """Take the currents of one step and return which neurons are on in it."""
+        if not isinstance(self.v, Tensor) or self.v.shape != x.shape:
+            self.v = self.state = torch.zeros_like(x)
+        self.before = self.state
+        self.state, self.v = online_temporal_switch_step(
+            x, self.v, self.state, self.v_threshold, self.v_offset, self.hysteresis
+        )
+        return self.state  # type: ignore[no-any-return]
+
+    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+        """Map currents, from rest, to states, ``[T, N, C, ...]``."""
+        return online_temporal_switch(x_seq, self.v_threshold, self.v_offset, self.hysteresis)
+
+    def extra_repr(self) -> str:
+        """Show the hysteresis and the step mode."""
+        return f"hysteresis={self.hysteresis:g}, step_mode={self.step_mode}"
+
+
+class DelayLine(base.MemoryModule):  # type: ignore[misc]
+    """What makes a shortcut wait, in single-step mode, for the layers that it leaves out; in multi-step mode nothing.
+
+    Parameters
+    ----------
+    steps : int
+        For how many steps it holds what it is given, at least 1.
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.counting: int | None = None
+        self.held: Any
+        self.register_memory("held", None)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Map ``[N, ...]``, or ``[T, N, ...]`` in multi-step mode, to the same shape."""
+        return x if self.counting is not None else super().forward(x, *args, **kwargs)
+
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        """Map ``[N, ...]`` to what was given so many steps before; zeros at first."""
+        if not self.held or self.held[-1].shape != x.shape:
+            self.held = [torch.zeros_like(x)] * self.steps
+        out, *rest = self.held
+        self.held = [*rest, x]
+        return out  # type: ignore[no-any-return]
+
+    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+        """Return the window as it is: each layer's steps are counted from the start of its own."""
+        return x_seq
+
+    def extra_repr(self) -> str:
+        """Show the delay and the step mode."""
+        return f"steps={self.steps}, step_mode={self.step_mode}"
+
+
 class ChargeMaxPool(_WindowModule):
-    """A max-pool in front of :class:`AccumulateThenFireNode`: it pools what a window's currents add up to.
+    """A max-pool in front of neurons that see a window before they fire: it pools what its currents add up to.
 
     Parameters
     ----------
@@ -200,16 +378,18 @@ class ChargeMaxPool(_WindowModule):
         Torch's max-pool.
     timesteps : int
         The window's length.
+    start : int
+        In single-step mode, the steps that pass before the first window.
     """
 
-    def __init__(self, pool: nn.Module, timesteps: int) -> None:
-        super().__init__(timesteps)
+    def __init__(self, pool: nn.Module, timesteps: int, start: int = 0) -> None:
+        super().__init__(timesteps, start)
         self.pool = pool
 
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Map ``[N, C, ...]`` to pooled currents."""
         before = self.charge
-        if self.add(x) == 1:
+        if self.add(x) <= 1:
             return self.pool(x)  # type: ignore[no-any-return]
         return self.pool(self.charge) - self.pool(before)  # type: ignore[no-any-return]
 
@@ -231,6 +411,9 @@ _NEURONS: dict[str, Callable[[SitePlan], nn.Module]] = {
     "integrate_and_fire": _integrate_and_fire,
     "leaky_integrate_and_fire": _integrate_and_fire,
     "accumulate_then_fire": AccumulateThenFireNode,
+    "temporal_switch": TemporalSwitchNode,
+    "temporal_switch_pipelined": TemporalSwitchNode,
+    "temporal_switch_online": OnlineTemporalSwitchNode,
 }
 """How each neuron model is built from SpikingJelly's modules."""
 
@@ -239,22 +422,26 @@ def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.G
     """Return SpikingJelly's network, in single-step mode; see :meth:`snn_lowlat.adapters.Backend.build`."""
     network = without_ceilings(graph)
     reference = next(iter(network.parameters()), torch.empty(0))
-    for site in find_sites(network).values():
-        site_plan = plan[site.name]
+    for site_plan in plan.values():
         if site_plan.neuron not in _NEURONS:
             raise unknown_name("SpikingJelly neuron", site_plan.neuron, _NEURONS)
-        setattr(network, site.name, _NEURONS[site_plan.neuron](site_plan).to(reference))
+    starts = align_windows(network, plan, DelayLine)
+    for site in find_sites(network).values():
+        site_plan = plan[site.name]
+        neurons = _NEURONS[site_plan.neuron](site_plan)
+        if isinstance(neurons, TemporalSwitchNode):
+            neurons.start = starts.get(site.name, 0)
+        setattr(network, site.name, neurons.to(reference))
         amplitude = f"{site.name}_amplitude"
         network.add_submodule(amplitude, ChannelVoltageScaler(site_plan.amplitude, _CHANNEL_DIM).to(reference))
         with network.graph.inserting_after(site.node):
             scaled = network.graph.call_module(amplitude, (site.node,))
         for reader in set(site.node.users) - {scaled}:
             reader.replace_input_with(site.node, scaled)
-    if is_counted(plan):
-        timesteps = max(int(site_plan.parameters["timesteps"]) for site_plan in plan.values())
+    if not is_online(plan):
         for name, module in list(network.named_children()):
             if isinstance(module, MAX_POOLS):
-                setattr(network, name, ChargeMaxPool(module, timesteps))
+                setattr(network, name, ChargeMaxPool(module, window_length(plan), starts[name]))
     adapt_step_mode_graph(network, context="snn_lowlat", wrap_module_types=_STATELESS, safe_module_types=_PADS)
     functional.invalidate_reset_cache(network)
     return network.eval()
@@ -295,7 +482,7 @@ def count(network: nn.Module, inputs: Tensor, timesteps: int) -> Tensor:
 
     Only for networks whose neurons all see their whole window before they fire.
     """
-    windows = [module for module in network.modules() if isinstance(module, _WindowModule)]
+    windows = [module for module in network.modules() if isinstance(module, (_WindowModule, DelayLine))]
     with _step_mode(network, "s"):
         for module in windows:
             module.counting = timesteps
@@ -308,7 +495,7 @@ def count(network: nn.Module, inputs: Tensor, timesteps: int) -> Tensor:
 
 def spiking_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Return the neuron modules by the names of their sites, in order."""
-    kinds = (IntegrateAndFireNode, AccumulateThenFireNode)
+    kinds = (IntegrateAndFireNode, AccumulateThenFireNode, TemporalSwitchNode, OnlineTemporalSwitchNode)
     return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
 
 

@@ -16,6 +16,17 @@ from snn_lowlat.neurons.integrate_and_fire import (
 )
 from snn_lowlat.neurons.model import NEURONS, NeuronModel
 from snn_lowlat.neurons.parameters import per_channel
+from snn_lowlat.neurons.temporal_switch import (
+    event_counts,
+    online_temporal_switch,
+    online_temporal_switch_step,
+    pipelined_temporal_switch,
+    pipelined_temporal_switch_step,
+    switch_events,
+    switch_states,
+    synaptic_register,
+    temporal_switch,
+)
 
 __all__ = [
     "MARGIN",
@@ -23,10 +34,19 @@ __all__ = [
     "NeuronModel",
     "accumulate",
     "accumulate_then_fire",
+    "event_counts",
     "integrate_and_fire",
     "integrate_and_fire_sequence",
     "integrate_and_fire_step",
+    "online_temporal_switch",
+    "online_temporal_switch_step",
     "per_channel",
+    "pipelined_temporal_switch",
+    "pipelined_temporal_switch_step",
     "spike_counts",
     "spread_spikes",
+    "switch_events",
+    "switch_states",
+    "synaptic_register",
+    "temporal_switch",
 ]

@@ -158,7 +158,8 @@ class LayerwiseWalk(ABC):
         if values is self._spiking and self._pools_charges and node.op == "call_module":
             layer = self.graph.get_submodule(str(node.target))
             if isinstance(layer, MAX_POOLS):
-                return pool_charges(layer, args[0].unflatten(0, (self.timesteps, -1))).flatten(0, 1)
+                currents: Any = args[0]
+                return pool_charges(layer, currents.unflatten(0, (self.timesteps, -1))).flatten(0, 1)
         return getattr(self._interpreter, node.op)(node.target, args, kwargs)
 
 

@@ -246,7 +246,10 @@ def _search_rows(values: Tensor, fraction: Tensor, timesteps: int, objective: st
     everything = torch.zeros_like(output), torch.full_like(output, len(_HEIGHTS) - 1)
     signed, height = _best_heights(total, output, everything, lambda height: (total - height * output).abs_())
     if objective != "signed":
-        cross, power = (steps @ target[..., None])[..., 0] * unit, (steps.square_().sum(2) * unit.square()).clamp_(min=_MARGIN)
+        cross, power = (
+            (steps @ target[..., None])[..., 0] * unit,
+            (steps.square_().sum(2) * unit.square()).clamp_(min=_MARGIN),
+        )
         allowed = everything
         if objective == "signed_then_mse":
             slack = signed.masked_fill(~positive, torch.inf).amin(1, keepdim=True) + _TOLERANCE * values.shape[1]

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from snn_lowlat.adapters import get_backend
+from snn_lowlat.graph import find_sites
+from snn_lowlat.simulation import window_starts
 from snn_lowlat.training.activations import CeilingReLU
 
 
@@ -99,5 +101,8 @@ def recorded(snn, images, steps):
     outputs = step_by_step(snn, images) if steps else host.run(snn.network, images.expand(*shape, *images.shape[1:]))
     for handle in handles:
         handle.remove()
-    windows = {name: torch.stack(values[-snn.timesteps :]) for name, values in seen.items()}
+    graph, plan = snn.normal_form()
+    starts = window_starts(graph, plan, snn.timesteps)
+    first = {name: starts[site.node] if steps else 0 for name, site in find_sites(graph).items()}
+    windows = {name: torch.stack(values[first[name] :][: snn.timesteps]) for name, values in seen.items()}
     return outputs, {name: values.flatten().unflatten(0, (*shape, -1)) for name, values in windows.items()}

@@ -137,7 +137,8 @@ def test_every_count_of_a_real_network(strategy, timesteps, resnet, cifar10):
             ties += sum(int((rounded[name] != counts[name]).sum()) for name in counts)
             neurons += sum(values.numel() for values in counts.values())
     print(f"{strategy}, T = {timesteps}: {ties} of {neurons} counts differ in float32")
-    assert ties < 1e-3 * neurons
+    # One tie is passed on as a shift of a level; the more levels, the more neurons there are for which that matters.
+    assert ties < max(1e-3, 1e-4 * timesteps) * neurons
 
 
 @pytest.mark.data
