@@ -129,6 +129,8 @@ class Config:
         CPU threads that torch may use; torch's own number by default. Few where many jobs run or networks are tiny.
     folder : str or None
         The run's own folder, which the run fills in.
+    objective : str
+        What a run returns to a search: ``"test"`` or ``"validation"`` accuracy. A search must never see test images.
     calibration, evaluation, report : CalibrationConfig, EvaluationConfig, ReportConfig
         See there.
     backend : mapping
@@ -155,6 +157,7 @@ class Config:
     device: str = "auto"
     threads: Optional[int] = None  # noqa: UP045
     folder: Optional[str] = None  # noqa: UP045
+    objective: str = "test"
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
@@ -205,7 +208,9 @@ def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
     if steps is not None and (not steps or min(steps) < 1 or max(steps) > config.timesteps):
         raise ConfigError(f"evaluation.timesteps must be between 1 and timesteps={config.timesteps}, not {steps}.")
     if config.model.get("weights") is not None and config.model.get("initial_weights") is not None:
-        raise ConfigError("model.weights is of a trained network, model.initial_weights of one to be trained: give one of them.")
+        raise ConfigError(
+            "model.weights is of a trained network, model.initial_weights of one to be trained: give one of them."
+        )
     if config.training.get("_target_") is None and config.model.get("weights") is None:
         raise ConfigError("there is no training (training=none), so the config needs model.weights=PATH.")
     trains = config.model.get("weights") is None or config.fine_tuning.get("_target_") is not None
@@ -219,6 +224,10 @@ def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
         for name in config.report.formats:
             if name not in FORMATS:
                 raise unknown_name("format", name, FORMATS)
+    if config.objective not in ("test", "validation"):
+        raise ConfigError(str(unknown_name("objective", config.objective, ("test", "validation"))))
+    if config.objective == "validation" and config.data.get("validation_fraction") == 0:
+        raise ConfigError("objective=validation needs validation images: data.validation_fraction must not be 0.")
     with config_errors("input_coding"):
         make_encoder(config.input_coding)
     return config

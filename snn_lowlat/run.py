@@ -63,6 +63,7 @@ from snn_lowlat.evaluation import (
 from snn_lowlat.files import whole_file
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.models import InputNormalisation, load_weights
+from snn_lowlat.persistence import load
 from snn_lowlat.refinement import make_refinement
 from snn_lowlat.strategies import Strategy, make_strategy
 from snn_lowlat.training import CeilingReLU, FineTuning, expand_input, fit_ceilings, replace_activations
@@ -86,8 +87,9 @@ def run(config: DictConfig, folder: Path) -> float:
     Returns
     -------
     float
-        Accuracy on the test images after T steps with the main strategy, in ``[0, 1]``; not a number in a process
-        that only helped to train.
+        Accuracy after T steps with the main strategy, in ``[0, 1]``, on the test images or, with
+        ``objective=validation``, on those that were held out from training; not a number in a process that only helped
+        to train.
 
     Raises
     ------
@@ -126,6 +128,7 @@ def run(config: DictConfig, folder: Path) -> float:
 
     reports: list[Report] = []
     main: Report | None = None
+    chosen: SpikingModel | None = None
 
     def evaluated(snn: SpikingModel, file: Path) -> None:
         snn.save(file)
@@ -170,6 +173,7 @@ def run(config: DictConfig, folder: Path) -> float:
                 seed=config.seed,
                 progress=config.calibration.progress,
             )
+        chosen = snn if number == 1 else chosen
         evaluated(snn, folder / (f"snn_{number}_{strategy.name}.pt" if number > 1 else "snn.pt"))
         if number == 1 and config.fine_tuning.get("_target_") is not None:
             with _stage("fine-tuning"):
@@ -177,12 +181,17 @@ def run(config: DictConfig, folder: Path) -> float:
             if tuned is None:
                 return math.nan
             evaluated(tuned.to(device), folder / "snn_fine_tuned.pt")
-            main = reports[-1]
+            main, chosen = reports[-1], tuned
     plot_reports(reports, folder / "accuracy_vs_timesteps.png")
     for kind in config.report.formats:
         write_report(reports, folder / f"report{FORMATS[kind]}", models=config.report.energy)
     Console().print(table(reports))
     logger.info("Results are in %s", folder)
+    if config.objective == "validation" and chosen is not None:
+        with _stage("evaluating on validation images"):
+            validation = evaluate(chosen, data.val_dataloader(), timesteps=[config.timesteps], device=device)
+        logger.info("Accuracy on %d validation images: %.4f", validation.images, validation.accuracy)
+        return validation.accuracy
     return (reports[0] if main is None else main).accuracy
 
 
@@ -202,22 +211,27 @@ def _data(config: DictConfig) -> ImageDataModule:
     return data
 
 
-def _network(config: DictConfig, data: ImageDataModule) -> tuple[nn.Module, bool]:
-    """Build the network and load its weights; say whether its ceilings are still to be fitted to them."""
+def _built(model: DictConfig, data: ImageDataModule) -> nn.Module:
+    """Build a network with its activations."""
     channels, size, _ = data.input_shape
     offered = {"num_classes": data.num_classes, "in_channels": channels, "image_size": size}
-    accepted = accepted_by(config.model, "model")
+    accepted = accepted_by(model, "model")
     foreign = {"name", "weights", "initial_weights", "input_spikes"} | ({"activation"} - accepted)
-    options = OmegaConf.masked_copy(config.model, [str(key) for key in config.model if key not in foreign])
+    options = OmegaConf.masked_copy(model, [str(key) for key in model if key not in foreign])
     offered = {name: value for name, value in offered.items() if name in accepted and name not in options}
     network = build(options, "model", **offered)
     if not isinstance(network, nn.Module):
         raise ConfigError(f"model._target_ must be a torch module, not {type(network).__name__}.")
-    if "activation" in config.model and "activation" not in accepted:
+    if "activation" in model and "activation" not in accepted:
         with config_errors("model.activation"):
-            activation = hydra.utils.instantiate({"made": config.model.activation}, _convert_="all")["made"]
+            activation = hydra.utils.instantiate({"made": model.activation}, _convert_="all")["made"]
             network = replace_activations(network, activation, torch.zeros(2, *data.input_shape))
-    unfitted = False
+    return network
+
+
+def _network(config: DictConfig, data: ImageDataModule) -> tuple[nn.Module, bool]:
+    """Build the network and load its weights; say whether its ceilings are still to be fitted to them."""
+    network, unfitted = _built(config.model, data), False
     if config.model.get("initial_weights") is not None:
         # Those of a plain ReLU network will do.
         ceilings = [f"{name}.ceiling" for name, part in network.named_modules() if isinstance(part, CeilingReLU)]
@@ -241,19 +255,38 @@ def _with_normalisation(network: nn.Module, data: ImageDataModule) -> nn.Module:
 
 def _train(config: DictConfig, network: nn.Module, data: ImageDataModule, folder: Path) -> bool:
     """Train the network in place; say whether this process is the one that goes on."""
-    classifier = build(config.training, "training", model=network, num_classes=data.num_classes)
+    teacher = {"teacher": _teacher(config, data)} if config.training.get("distillation") else {}
+    classifier = build(config.training, "training", model=network, num_classes=data.num_classes, **teacher)
     if not isinstance(classifier, LightningModule):
         raise ConfigError(f"training._target_ must be a LightningModule, not {type(classifier).__name__}.")
     return _fit(config, classifier, data, folder)
+
+
+def _teacher(config: DictConfig, data: ImageDataModule) -> nn.Module:
+    """Return the ReLU network that the training starts from."""
+    if config.model.get("initial_weights") is None:
+        raise ConfigError("training.distillation learns from the ReLU network of model.initial_weights: give its file.")
+    model = config.model.copy()
+    if "activation" in model:
+        model.activation = "relu"
+    network = _built(model, data)
+    with config_errors("model.initial_weights"):
+        load_weights(network, model.initial_weights)
+    return _with_normalisation(network, data) if config.input_coding != "direct" else network
 
 
 def _fine_tune(
     config: DictConfig, snn: SpikingModel, ann: nn.Module, data: ImageDataModule, folder: Path
 ) -> SpikingModel | None:
     """Train a converted network on; None in a process that only helped to train."""
-    options = OmegaConf.masked_copy(config.fine_tuning, [str(key) for key in config.fine_tuning if key != "max_epochs"])
+    own = ("max_epochs", "start")
+    options = OmegaConf.masked_copy(config.fine_tuning, [str(key) for key in config.fine_tuning if key not in own])
+    if config.fine_tuning.get("start") is not None:
+        with config_errors("fine_tuning.start"):
+            snn = load(config.fine_tuning.start, backend=config.backend.name)
     teacher = {"teacher": ann} if config.fine_tuning.get("distillation") else {}
-    tuning = build(options, "fine_tuning", snn=snn, num_classes=data.num_classes, **teacher)
+    known = {"snn": snn, "num_classes": data.num_classes, "timesteps": config.timesteps}
+    tuning = build(options, "fine_tuning", **known, **teacher)
     if not isinstance(tuning, FineTuning):
         raise ConfigError(f"fine_tuning._target_ must be a FineTuning, not {type(tuning).__name__}.")
     # The same trainer as for the original network, for other epochs, and with the paths in its options moved.
@@ -325,9 +358,9 @@ def _stage(name: str) -> Iterator[None]:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
 def main(config: DictConfig) -> float:
-    """Run what the command line asks for; return the main strategy's test accuracy after T steps, for sweepers.
+    """Run what the command line asks for; return the main strategy's accuracy after T steps, for sweepers.
 
-    Choose among many settings by validation accuracy, not by this one.
+    Choose among many settings by validation accuracy: ``objective=validation``.
     """
     for name in ("lightning.pytorch", "lightning.fabric", *([] if _is_first() else ["snn_lowlat"])):
         logging.getLogger(name).setLevel(logging.WARNING)

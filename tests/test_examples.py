@@ -72,6 +72,31 @@ def test_compare_objectives(real_data, tmp_path, monkeypatch):
     assert all(ours > other for ours, other in zip(by_distribution, by_maximum, strict=True))
 
 
+@pytest.mark.data
+@pytest.mark.slow
+def test_temporal_switch_operations(real_data, tmp_path, monkeypatch):
+    weights, folder = real_data("weights/akamaster_resnet20-12fca82f.th"), real_data("cifar10.npz").parent
+    arguments = ["--weights", str(weights), "--data", str(folder), "--images", "100", "--counted", "4"]
+    arguments += [
+        "--timesteps",
+        "16",
+        "--rate-coded",
+        "value_range",
+        "--rules",
+        "8",
+        "--output",
+        str(tmp_path / "t.md"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["temporal_switch_operations.py", *arguments])
+    runpy.run_path(str(EXAMPLES / "temporal_switch_operations.py"), run_name="__main__")
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in (tmp_path / "t.md").read_text().splitlines()]
+    found = {row[0]: row for row in rows if len(row) == 7 and row[1].isdigit()}
+    switches, rates = found["temporal_switch"], found["value_range"]
+    assert switches[2] == rates[2]  # the accuracy
+    assert switches[4] == found["pipelined, 1/2"][4] == "2"
+    assert float(switches[6]) < min(2, float(rates[6]))
+
+
 def test_fine_tune():
     ann, converted, tuned = runpy.run_path(str(EXAMPLES / "fine_tune.py"))["main"]()
     assert converted < tuned

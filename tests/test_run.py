@@ -99,6 +99,7 @@ def test_training_starts_from_the_weights_of_a_relu_network(tmp_path: Path) -> N
         f"model.initial_weights={tmp_path / 'first' / 'ann.pt'}",
         "model.activation={_target_: snn_lowlat.training.QuantisedReLU, _partial_: true, timesteps: 4}",
         "training.learning_rate=0.01",
+        "training.distillation=0.5",
         "strategy=value_range",
         "timesteps=4",
     )
@@ -240,6 +241,8 @@ def test_every_strategy_has_a_file() -> None:
         (["model.initial_weights=/nowhere.pt"], r"model\.initial_weights.*nowhere\.pt"),
         (["model.initial_weights=a.pt", "model.weights=b.pt"], r"model\.weights .*initial_weights.*give one"),
         (["+model.input_spikes.grid=0"], r"model\.input_spikes.*grid"),
+        (["training.distillation=0.5"], r"model\.initial_weights: give"),
+        (["fine_tuning=sgl", "fine_tuning.start=/nowhere.pt"], r"fine_tuning\.start.*nowhere"),
         (["training.optimizer=lion"], "training: optimizer"),
         (["model.activation=celling"], "model: .*Did you mean 'ceiling'"),
         (["resume=/nowhere"], "resume: there is no checkpoint /nowhere"),
@@ -474,6 +477,21 @@ def test_fine_tuning_writes_three_accuracies(tmp_path: Path) -> None:
     assert load(tmp_path / "snn_fine_tuned.pt").provenance.refinements[-1]["updates"] > 0
     assert load(tmp_path / "snn.pt").provenance.refinements[-1]["name"] == "bias_correction"
     assert (tmp_path / "fine_tuning" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_fine_tuning_starts_from_a_spiking_network(tmp_path: Path) -> None:
+    """One that was trained for two steps, for four."""
+    options = ("+experiment=quickstart", *FAST, *FINE_TUNING, "fine_tuning.max_epochs=1", "evaluation.timesteps=null")
+    run(composed(*options, "timesteps=2"), tmp_path / "two")
+    tuned = load(tmp_path / "two" / "snn_fine_tuned.pt")
+    start = f"fine_tuning.start={tmp_path / 'two' / 'snn_fine_tuned.pt'}"
+    ann = f"model.weights={tmp_path / 'two' / 'ann.pt'}"
+    run(composed(*options, start, ann, "timesteps=4", "fine_tuning.learning_rate=1e-9"), tmp_path / "four")
+    again = load(tmp_path / "four" / "snn_fine_tuned.pt")
+    assert again.timesteps == 4
+    name = next(iter(tuned.plan))
+    torch.testing.assert_close(again.plan[name].threshold, tuned.plan[name].threshold, rtol=1e-3, atol=1e-3)
+    assert [step["name"] for step in again.provenance.refinements].count("surrogate_gradient_learning") == 2
 
 
 def test_fine_tuning_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from snn_lowlat.files import whole_file
+
+if TYPE_CHECKING:
+    from snn_lowlat.evaluation.analysis import Example
+    from snn_lowlat.evaluation.diagnosis import Diagnosis
+    from snn_lowlat.evaluation.energy import Cost
+    from snn_lowlat.evaluation.operations import Operations
 
 __all__ = ["COLUMNS", "Report", "table", "write_csv", "write_json"]
 
@@ -31,6 +37,8 @@ COLUMNS = (
     "seed",
 )
 """The columns that a CSV file starts with; further ones may follow."""
+
+_COST_COLUMNS = ("spikes", "synaptic_operations", "macs", "additions", "comparisons", "memory_accesses")
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,18 @@ class Report:
         Names, where known; ``dataclasses.replace`` sets them afterwards.
     versions : mapping of str to str
         Of Python and the libraries.
+    depth : int
+        The number of spiking layers that a signal passes one after the other.
+    costs : mapping of int to Cost
+        Operations and energies of one image by the number of steps, where they were measured.
+    ann_cost : Cost or None
+        The same of the original network.
+    operations : Operations or None
+        The operations of each layer after the largest number of steps.
+    diagnosis : Diagnosis or None
+        The errors of each layer.
+    example : Example or None
+        What one image makes the network do.
     """
 
     strategy: str
@@ -87,13 +107,19 @@ class Report:
     model: str | None = None
     dataset: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    depth: int = 0
+    costs: Mapping[int, Cost] = field(default_factory=dict)
+    ann_cost: Cost | None = None
+    operations: Operations | None = None
+    diagnosis: Diagnosis | None = None
+    example: Example | None = None
 
     def __post_init__(self) -> None:
         if not self.accuracies or self.accuracies.keys() != self.latencies.keys():
             raise ValueError("a report needs accuracies, and a latency for each.")
         for name in ("accuracies", "latencies"):
             object.__setattr__(self, name, MappingProxyType(dict(sorted(getattr(self, name).items()))))
-        for name in ("firing_rates", "strategy_options", "versions"):
+        for name in ("firing_rates", "strategy_options", "versions", "costs"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @property
@@ -111,8 +137,32 @@ class Report:
         """The steps from the first input to the last output for :attr:`timesteps`."""
         return self.latencies[self.timesteps]
 
+    def pipelined_latency(self, timesteps: int) -> int:
+        """Return the latency, in steps, on hardware whose layers work on what was sent in the step before.
+
+        Images may then follow each other every ``timesteps`` steps, whatever the latency. Where layers see their whole
+        window first, :attr:`latencies` are those of such hardware already.
+        """
+        return max(self.latencies[timesteps], timesteps + self.depth)
+
+    def steps_within(self, points: float) -> int | None:
+        """Return the first number of steps listed whose accuracy comes so near to the ANN's; None if there is none.
+
+        Parameters
+        ----------
+        points : float
+            How near, in percentage points.
+        """
+        if self.ann_accuracy is None:
+            return None
+        enough = near(self.ann_accuracy, points)
+        return next((steps for steps, accuracy in self.accuracies.items() if accuracy >= enough), None)
+
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row for each number of steps: :data:`COLUMNS`, ``encoder``, ``images`` and ``computed``."""
+        """Return one row for each number of steps: :data:`COLUMNS`, and further ones.
+
+        Where operations were measured, they and energies in nJ follow.
+        """
         return [
             {
                 "experiment": self.experiment,
@@ -128,9 +178,21 @@ class Report:
                 "encoder": self.encoder,
                 "images": self.images,
                 "computed": self.computed,
+                "pipelined_latency_steps": self.pipelined_latency(timesteps),
+                **self._cost_columns(timesteps),
             }
             for timesteps, accuracy in self.accuracies.items()
         ]
+
+    def _cost_columns(self, timesteps: int) -> dict[str, Any]:
+        if timesteps not in self.costs or self.ann_cost is None:
+            return {}
+        cost, ann = self.costs[timesteps], self.ann_cost
+        columns = {name: getattr(cost, name) for name in _COST_COLUMNS}
+        for model, energy in cost.energies.items():
+            columns[f"energy_nj_{model}"] = energy / 1000
+            columns[f"ann_energy_nj_{model}"] = ann.energies[model] / 1000
+        return columns
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values, ready for JSON."""
@@ -148,15 +210,51 @@ class Report:
             "seed": self.seed,
             "timesteps": self.timesteps,
             "latency_steps": self.latency_steps,
+            "pipelined_latency_steps": self.pipelined_latency(self.timesteps),
+            "depth": self.depth,
             "accuracy": self.accuracy,
             "ann_accuracy": self.ann_accuracy,
             "curve": [
                 {"timesteps": timesteps, "latency_steps": self.latencies[timesteps], "accuracy": accuracy}
                 for timesteps, accuracy in self.accuracies.items()
             ],
+            "steps_within": {f"{points} points": self.steps_within(points) for points in (1, 0.1)},
             "firing_rates": dict(self.firing_rates),
             "versions": dict(self.versions),
+            **self._analysis(),
         }
+
+    def _analysis(self) -> dict[str, Any]:
+        """Return what was measured beside accuracy."""
+        found: dict[str, Any] = {}
+        if self.costs:
+            found["costs"] = [{"timesteps": steps, **cost.to_dict()} for steps, cost in self.costs.items()]
+        for name in ("ann_cost", "operations", "diagnosis", "example"):
+            part = getattr(self, name)
+            if part is not None:
+                found[name] = part.to_dict()
+        return found
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Report:
+        """Read back what :meth:`to_dict` returned, or one of the ``reports`` in a file of :func:`write_json`."""
+        from snn_lowlat.evaluation.analysis import Example
+        from snn_lowlat.evaluation.diagnosis import Diagnosis
+        from snn_lowlat.evaluation.energy import Cost
+        from snn_lowlat.evaluation.operations import Operations
+
+        names = {field.name for field in fields(cls)} & values.keys()
+        kinds: dict[str, Any] = {"operations": Operations, "diagnosis": Diagnosis, "example": Example}
+        read: dict[str, Any] = {name: values[name] for name in names}
+        read |= {name: kind.from_dict(values[name]) for name, kind in kinds.items() if name in values}
+        read["accuracies"] = {row["timesteps"]: row["accuracy"] for row in values["curve"]}
+        read["latencies"] = {row["timesteps"]: row["latency_steps"] for row in values["curve"]}
+        read["refinements"] = tuple(values.get("refinements", ()))
+        costs = [dict(row) for row in values.get("costs", ())]
+        read["costs"] = {row.pop("timesteps"): Cost(**row) for row in costs}
+        if "ann_cost" in values:
+            read["ann_cost"] = Cost(**values["ann_cost"])
+        return cls(**read)
 
     def to_json(self, path: str | Path) -> None:
         """Write everything as JSON."""
@@ -185,6 +283,11 @@ class Report:
     def __reduce__(self) -> tuple[Any, ...]:
         values = (getattr(self, name) for name in self.__dataclass_fields__)
         return (type(self), tuple(dict(value) if isinstance(value, Mapping) else value for value in values))
+
+
+def near(accuracy: float, points: float) -> float:
+    """Return the accuracy that is so many percentage points below another one, give or take rounding."""
+    return accuracy - points / 100 - 1e-9
 
 
 def labels(reports: Sequence[Report]) -> list[str]:
@@ -267,7 +370,8 @@ def write_csv(reports: Sequence[Report], path: str | Path) -> None:
     _need(reports)
     rows = [row for report in reports for row in report.rows()]
     text = StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     _write_text(path, text.getvalue())

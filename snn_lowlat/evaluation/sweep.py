@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.devices import device_of
 from snn_lowlat.evaluation.report import Report
+from snn_lowlat.evaluation.steps import listed_steps
 from snn_lowlat.model import SpikingModel, current_versions
 from snn_lowlat.progress import tracked
 
@@ -59,7 +60,7 @@ def evaluate(
     ValueError
         If there are no batches, a batch has no labels, or a step is listed that the network does not simulate.
     """
-    steps = _listed_steps(timesteps, snn.timesteps)
+    steps = listed_steps(timesteps, snn.timesteps)
     if device is not None:
         snn.to(device)
         if ann is not None:
@@ -97,6 +98,7 @@ def evaluate(
         ann_accuracy=snn.ann_accuracy if ann is None else ann_correct / images,
         model=None if ann is None else type(ann).__name__,
         versions=current_versions(),
+        depth=snn.depth,
     )
 
 
@@ -185,16 +187,6 @@ def labels_of(batch: object) -> Tensor:
     if indices.dim() != 1 or indices.is_floating_point():
         raise ValueError(f"labels must be class indices of shape [N], not {indices.dtype} of {list(indices.shape)}.")
     return indices
-
-
-def _listed_steps(timesteps: int | Sequence[int] | None, available: int) -> list[int]:
-    if timesteps is None or isinstance(timesteps, int):
-        steps = list(range(1, (available if timesteps is None else timesteps) + 1))
-    else:
-        steps = sorted({int(step) for step in timesteps})
-    if not steps or steps[0] < 1 or steps[-1] > available:
-        raise ValueError(f"timesteps must be between 1 and the network's {available}, not {timesteps}.")
-    return steps
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class Oracle(nn.Module):
         self.neuron = Neuron()
         self.timesteps = timesteps
         self.backend, self.encoder, self.seed, self.ann_accuracy = "host", "direct", 3, None
-        self.strategy, self.is_counted = "oracle", False
+        self.strategy, self.is_counted, self.depth = "oracle", False, 3
         self.provenance = SimpleNamespace(options={"sharp": True}, refinements=[])
         self.calls = 0
 
@@ -60,6 +60,7 @@ def test_one_pass_gives_the_whole_curve() -> None:
     assert dict(report.latencies) == {1: 10, 2: 20, 3: 30, 4: 40}
     assert report.images == 12
     assert snn.calls == 2
+    assert [report.pipelined_latency(steps) for steps in report.accuracies] == [10, 20, 30, 40]
     assert (report.strategy, dict(report.strategy_options), report.seed) == ("oracle", {"sharp": True}, 3)
     assert {"python", "torch", "spikingjelly", "snntorch", "snn_lowlat"} <= report.versions.keys()
 
