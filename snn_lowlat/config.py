@@ -21,6 +21,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from snn_lowlat.adapters import get_backend
+from snn_lowlat.convert import PRECISIONS
 from snn_lowlat.encoding import make_encoder
 from snn_lowlat.errors import SnnLowlatError, unknown_name
 from snn_lowlat.evaluation import FORMATS, cost_model
@@ -119,8 +120,11 @@ class Config:
         Further strategies evaluated beside the main one: a name, or a mapping of ``name`` and options.
     refinements : list
         Names, or mappings of ``name`` and options; they follow every strategy.
+    precision : str
+        One of :data:`snn_lowlat.convert.PRECISIONS`.
     input_coding : str
-        ``"direct"`` or ``"poisson"``. With Poisson spikes the data's normalisation becomes part of the network.
+        ``"direct"``, ``"poisson"`` or ``"temporal_switch"``. With spikes the data's normalisation becomes a part of
+        the network.
     resume : str or None
         The folder of a run, or a checkpoint, whose training goes on.
     device : str
@@ -152,6 +156,7 @@ class Config:
     strategy: dict[str, Any] = field(default_factory=dict)
     compare: list[Any] = field(default_factory=list)
     refinements: list[Any] = field(default_factory=list)
+    precision: str = "fp32"
     input_coding: str = "direct"
     resume: Optional[str] = None  # noqa: UP045 (OmegaConf reads the annotation)
     device: str = "auto"
@@ -228,6 +233,8 @@ def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
         raise ConfigError(str(unknown_name("objective", config.objective, ("test", "validation"))))
     if config.objective == "validation" and config.data.get("validation_fraction") == 0:
         raise ConfigError("objective=validation needs validation images: data.validation_fraction must not be 0.")
+    if config.precision not in PRECISIONS:
+        raise ConfigError(str(unknown_name("precision", config.precision, PRECISIONS)))
     with config_errors("input_coding"):
         make_encoder(config.input_coding)
     return config

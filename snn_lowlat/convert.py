@@ -14,14 +14,17 @@ from torch import Tensor, fx, nn
 from snn_lowlat.adapters import get_backend
 from snn_lowlat.calibration import SiteStatistics, calibrate, inputs_of
 from snn_lowlat.encoding import make_encoder
-from snn_lowlat.errors import CalibrationError, ConversionError
-from snn_lowlat.graph import depth, describe, find_sites, normalise
+from snn_lowlat.errors import CalibrationError, ConversionError, unknown_name
+from snn_lowlat.graph import depth, describe, find_sites, normalise, to_integers
 from snn_lowlat.model import Provenance, SpikingModel
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.refinement import Refinement, make_refinement
 from snn_lowlat.strategies import Strategy, make_strategy
 
-__all__ = ["Conversion", "convert"]
+__all__ = ["PRECISIONS", "Conversion", "convert"]
+
+PRECISIONS = ("fp32", "int8")
+"""In what networks can be computed: floating point, or whole numbers with weights of eight bits."""
 
 
 def convert(
@@ -33,6 +36,7 @@ def convert(
     backend: str = "spikingjelly",
     refinements: Sequence[str | Refinement] = (),
     encoder: str = "direct",
+    precision: str = "fp32",
     seed: int = 0,
     calibration_batches: int | None = None,
     progress: bool = False,
@@ -58,6 +62,9 @@ def convert(
     encoder : str
         How images enter: ``"direct"`` (a constant current), ``"poisson"`` (random spikes; images in [0, 1]) or
         ``"temporal_switch"`` (two spikes a pixel; images in [-1, 1]).
+    precision : str
+        ``"fp32"``, or ``"int8"``: weights of 8 bits, and thresholds, currents and pixels in whole numbers, so that
+        spikes depend on no order of sums; see :func:`snn_lowlat.graph.to_integers`.
     seed : int
         Seed of the encoder's random numbers.
     calibration_batches : int, optional
@@ -83,6 +90,8 @@ def convert(
     """
     host = get_backend(backend)
     make_encoder(encoder)
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
     conversion = Conversion.of(
         strategy, calibration, timesteps, refinements, calibration_batches, progress=progress, **options
     )
@@ -90,7 +99,11 @@ def convert(
     conversion.calibrate(graph)
     graph, plan = conversion.plan(graph)
     input_shape = tuple(conversion.example.shape[1:])
-    provenance = Provenance.of(graph, conversion.strategy, conversion.refinements, input_shape=input_shape)
+    provenance = Provenance.of(
+        graph, conversion.strategy, conversion.refinements, input_shape=input_shape, precision=precision
+    )
+    if precision == "int8":
+        graph, plan = to_integers(graph, plan, conversion.example, timesteps)
     return SpikingModel(
         host.build(graph, plan, input_shape),
         plan,

@@ -47,6 +47,8 @@ class Provenance:
         A digest of the network's normal form, weights aside.
     versions : dict of str to str
         The versions of this package, the host libraries, torch and Python at the time of conversion.
+    precision : str
+        ``"fp32"``, or ``"int8"`` for a network in whole numbers.
     """
 
     strategy: str
@@ -55,14 +57,21 @@ class Provenance:
     input_shape: tuple[int, ...]
     signature: str
     versions: dict[str, str] = field(default_factory=dict)
+    precision: str = "fp32"
 
     @classmethod
     def of(
-        cls, graph: fx.GraphModule, strategy: Strategy, refinements: Sequence[Refinement], input_shape: tuple[int, ...]
+        cls,
+        graph: fx.GraphModule,
+        strategy: Strategy,
+        refinements: Sequence[Refinement],
+        input_shape: tuple[int, ...],
+        precision: str = "fp32",
     ) -> Provenance:
         """Describe a conversion that has just been made."""
         names = [{"name": refinement.name, **refinement.options()} for refinement in refinements]
-        return cls(strategy.name, strategy.options(), names, input_shape, signature(graph), current_versions())
+        made = strategy.name, strategy.options(), names, input_shape, signature(graph), current_versions(), precision
+        return cls(*made)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain values."""

@@ -117,7 +117,11 @@ def load(path: str | PathLike[str], *, model: nn.Module | None = None, backend: 
         graph = normalise(model, torch.zeros(2, *provenance.input_shape))
         with _format_errors(path):
             _check_model(graph, weights, provenance, path)
-            fill(graph, weights)
+            # In whole numbers the network is another one than the model.
+            if provenance.precision == "fp32":
+                fill(graph, weights)
+            else:
+                graph = rebuild(contents["structure"], weights)
     with _format_errors(path):
         snn = SpikingModel(
             host.build(graph, plan, provenance.input_shape),

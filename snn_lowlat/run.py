@@ -170,6 +170,7 @@ def run(config: DictConfig, folder: Path) -> float:
                 backend=config.backend.name,
                 refinements=refinements,
                 encoder=config.input_coding,
+                precision=config.precision,
                 seed=config.seed,
                 progress=config.calibration.progress,
             )

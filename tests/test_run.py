@@ -220,6 +220,7 @@ def test_every_strategy_has_a_file() -> None:
         (["timesteps=0"], "timesteps must be at least 1"),
         (["calibration.images=0"], "calibration.images"),
         (["backend.name=norse"], "backend.*norse.*spikingjelly"),
+        (["precision=int4"], "precision.*int4.*int8"),
         (["input_coding=latency"], "latency.*poisson"),
         (["device=quantum"], "device"),
         (["strategy.name=optimised_potential"], "optimized_potential"),
@@ -293,7 +294,12 @@ def test_a_resumed_training_is_the_one_that_was_not_interrupted(
 ) -> None:
     options = (
         *(*FAST[:1], *FAST[2:], "timesteps=1", "trainer.max_epochs=3", "data.limit_test=50"),
-        *("model._target_=test_run.Foreign", "~model.pooling", "model.activation=channel_ceiling"),
+        *(
+            "model._target_=test_run.Foreign",
+            "~model.pooling",
+            "~model.pool_activation",
+            "model.activation=channel_ceiling",
+        ),
         *("data.augment=true", f"data.num_workers={workers}", "training.mixup=0.4", "training=adamw"),
     )
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -396,6 +402,7 @@ def test_any_network_can_be_trained_with_ceilings(tmp_path: Path, target: str, a
     config.model.activation = activation
     if target == "test_run.Foreign":
         del config.model.pooling
+        del config.model.pool_activation
     run(config, tmp_path)
     weights = torch.load(tmp_path / "ann.pt")["state_dict"]
     ceilings = [value for name, value in weights.items() if name.endswith("ceiling")]

@@ -442,7 +442,13 @@ def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.G
         for name, module in list(network.named_children()):
             if isinstance(module, MAX_POOLS):
                 setattr(network, name, ChargeMaxPool(module, window_length(plan), starts[name]))
-    adapt_step_mode_graph(network, context="snn_lowlat", wrap_module_types=_STATELESS, safe_module_types=_PADS)
+    adapt_step_mode_graph(
+        network,
+        context="snn_lowlat",
+        wrap_module_types=_STATELESS,
+        safe_module_types=_PADS,
+        safe_call_functions=(torch.clamp, torch.round),
+    )
     functional.invalidate_reset_cache(network)
     return network.eval()
 

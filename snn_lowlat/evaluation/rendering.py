@@ -262,7 +262,7 @@ def _run(report: Report, name: str, number: int, picture: Callable[[Figure, str]
         "layers": diagnosis and _layer_rows(diagnosis),
         "operations": report.operations and _operations_by_layer(report.operations),
         "origin": f"{report.strategy} ({options}); refinements: {', '.join(chain) or 'none'}; "
-        f"backend {report.backend}, input {report.encoder}, seed {report.seed}.",
+        f"backend {report.backend}, {report.precision}, input {report.encoder}, seed {report.seed}.",
     }
 
 

@@ -73,6 +73,8 @@ class Report:
     computed : str
         What was computed: ``"spikes"``, every one of them, or ``"counts"``, how many each neuron fires in its window,
         in one pass.
+    precision : str
+        ``"fp32"``, or ``"int8"`` for a network in whole numbers.
     experiment, model, dataset : str or None
         Names, where known; ``dataclasses.replace`` sets them afterwards.
     versions : mapping of str to str
@@ -103,6 +105,7 @@ class Report:
     strategy_options: Mapping[str, Any] = field(default_factory=dict)
     refinements: Sequence[Mapping[str, Any]] = ()
     computed: str = "spikes"
+    precision: str = "fp32"
     experiment: str | None = None
     model: str | None = None
     dataset: str | None = None
@@ -176,6 +179,7 @@ class Report:
                 "ann_accuracy": self.ann_accuracy,
                 "seed": self.seed,
                 "encoder": self.encoder,
+                "precision": self.precision,
                 "images": self.images,
                 "computed": self.computed,
                 "pipelined_latency_steps": self.pipelined_latency(timesteps),
@@ -203,6 +207,7 @@ class Report:
             "refinements": _plain(self.refinements),
             "backend": self.backend,
             "encoder": self.encoder,
+            "precision": self.precision,
             "computed": self.computed,
             "model": self.model,
             "dataset": self.dataset,
@@ -297,7 +302,7 @@ def labels(reports: Sequence[Report]) -> list[str]:
         (i for i, steps in enumerate(zip(*chains, strict=False)) if len(set(steps)) > 1), min(map(len, chains))
     )
     names = [" + ".join([report.strategy, *chain[shared:]]) for report, chain in zip(reports, chains, strict=True)]
-    for attribute in ("backend", "model", "dataset", "encoder", "seed"):
+    for attribute in ("backend", "model", "dataset", "encoder", "precision", "seed"):
         if len({str(getattr(report, attribute)) for report in reports}) > 1:
             names = [f"{name}, {getattr(report, attribute)}" for name, report in zip(names, reports, strict=True)]
     for name in {name for name in names if names.count(name) > 1}:

@@ -91,6 +91,7 @@ def evaluate(
         latencies={step: int(snn.latency_steps_at(step)) for step in steps},
         firing_rates=rates.compute(),
         computed="counts" if snn.is_counted else "spikes",
+        precision=snn.provenance.precision,
         images=images,
         backend=snn.backend,
         encoder=str(snn.encoder),

@@ -2,6 +2,7 @@
 
 from snn_lowlat.graph.check import ConvertibilityReport, check_convertible
 from snn_lowlat.graph.description import describe, fill, rebuild
+from snn_lowlat.graph.integers import to_integers
 from snn_lowlat.graph.normal_form import normalise
 from snn_lowlat.graph.obstacles import Obstacle
 from snn_lowlat.graph.passes import without_ceilings
@@ -30,5 +31,6 @@ __all__ = [
     "normalise",
     "output_bias_carrier",
     "rebuild",
+    "to_integers",
     "without_ceilings",
 ]

@@ -32,7 +32,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         *(operator.add, operator.sub, operator.mul, operator.neg, operator.getitem),
-        *(torch.cat, torch.flatten, torch.mean, torch.reshape),
+        *(torch.cat, torch.clamp, torch.flatten, torch.mean, torch.reshape, torch.round),
     )
 }
 _METHODS = ("permute",)

@@ -27,7 +27,7 @@ class Oracle(nn.Module):
         self.timesteps = timesteps
         self.backend, self.encoder, self.seed, self.ann_accuracy = "host", "direct", 3, None
         self.strategy, self.is_counted, self.depth = "oracle", False, 3
-        self.provenance = SimpleNamespace(options={"sharp": True}, refinements=[])
+        self.provenance = SimpleNamespace(options={"sharp": True}, refinements=[], precision="fp32")
         self.calls = 0
 
     def readout(self, images: Tensor, timesteps: int | None = None) -> Tensor:

@@ -1,0 +1,72 @@
+"""Networks in whole numbers, from conversion to file."""
+
+import pytest
+import torch
+
+import snn_lowlat
+from snn_lowlat.adapters import BACKENDS
+from snn_lowlat.evaluation import evaluate
+from snn_lowlat.models import SmallCNN
+
+STRATEGIES = ["optimized_potential", "distribution_aware", "value_range", "temporal_switch"]
+
+
+def converted(strategy="optimized_potential", backend="spikingjelly", **options):
+    torch.manual_seed(0)
+    model, images = SmallCNN(width=4).eval(), torch.rand(40, 1, 8, 8)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    options = {"timesteps": 4, "precision": "int8", **options}
+    return snn_lowlat.convert(model, [images], strategy=strategy, backend=backend, **options), images, model
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_both_hosts_fire_the_same_spikes_in_any_batch(strategy):
+    """In whole numbers logits are equal to the last bit, whatever sums them up."""
+    readouts = []
+    for backend in BACKENDS:
+        snn, images, _ = converted(strategy, backend)
+        readouts.append(snn.readout(images))
+        snn.micro_batch = 3
+        readouts.append(snn.readout(images))
+        readouts.append(torch.cat([snn.readout(part) for part in images.split(7)], 1))
+    assert all(torch.equal(other, readouts[0]) for other in readouts)
+    assert readouts[0].std(1).min() > 0
+
+
+@pytest.mark.parametrize("strategy", ["value_range", "temporal_switch"])
+def test_counts_are_those_of_the_spikes(strategy):
+    snn, images, _ = converted(strategy)
+    torch.testing.assert_close(snn(images), snn.simulate(images), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_little_differs_from_single_precision(strategy):
+    whole, images, _ = converted(strategy, timesteps=32)
+    single, _, _ = converted(strategy, timesteps=32, precision="fp32")
+    difference = (whole(images) - single(images)).abs().mean()
+    assert 0 < difference < 0.05 * single(images).abs().mean()
+
+
+def test_files_keep_the_precision(tmp_path):
+    snn, images, model = converted()
+    snn.save(tmp_path / "snn.pt")
+    for loaded in (
+        snn_lowlat.load(tmp_path / "snn.pt"),
+        snn_lowlat.load(tmp_path / "snn.pt", model=model),
+        snn_lowlat.load(tmp_path / "snn.pt", backend="snntorch"),
+    ):
+        assert loaded.provenance.precision == "int8"
+        assert torch.equal(loaded(images), snn(images))
+
+
+def test_it_is_evaluated_as_any_other():
+    snn, images, model = converted()
+    report = evaluate(snn, [(images, torch.zeros(40, dtype=torch.long))], ann=model)
+    assert report.images == 40
+
+
+def test_unknown_precisions():
+    with pytest.raises(ValueError, match=r"unknown precision 'int4'.*fp32"):
+        converted(precision="int4")
