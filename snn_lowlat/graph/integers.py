@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from snn_lowlat.errors import ConversionError
+from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import without_ceilings
 from snn_lowlat.graph.sites import MAX_POOLS, find_sites
 from snn_lowlat.plan import Plan, SitePlan
@@ -317,7 +318,7 @@ class _Rewriting:
         """Let one user read a node in another unit; return the largest magnitude there."""
         value = self.values[node]
         factor = (value.unit / unit).round()
-        name = self._name(f"{user.name}_factor")
+        name = free_name(self.graph, f"{user.name}_factor")
         self.graph.register_buffer(name, factor.to(next(self.graph.parameters())))
         with self.graph.graph.inserting_before(user):
             constant = self.graph.graph.get_attr(name)
@@ -330,7 +331,7 @@ class _Rewriting:
 
     def _readout(self, node: fx.Node) -> None:
         (logits,) = node.all_input_nodes
-        name = self._name("output_unit")
+        name = free_name(self.graph, "output_unit")
         self.graph.register_buffer(name, self.values[logits].unit.to(next(self.graph.parameters())))
         with self.graph.graph.inserting_before(node):
             constant = self.graph.graph.get_attr(name)
@@ -363,16 +364,9 @@ class _Rewriting:
 
     def _replace(self, node: fx.Node, module: nn.Module) -> None:
         # A layer that is called twice may read what is worth different amounts.
-        name = self._name(str(node.target))
+        name = free_name(self.graph, str(node.target))
         self.graph.add_submodule(name, module.eval())
         node.target = name
-
-    def _name(self, wanted: str) -> str:
-        number, name = 0, wanted.replace(".", "_")
-        while hasattr(self.graph, name):
-            number += 1
-            name = f"{wanted.replace('.', '_')}_{number}"
-        return name
 
     def _module(self, node: fx.Node) -> Any:
         return self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None

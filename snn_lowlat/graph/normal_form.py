@@ -28,6 +28,7 @@ from torch.fx.node import map_aggregate
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph import operations
+from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.obstacles import Obstacle, conversion_error
 from snn_lowlat.graph.passes import fold_batch_norms, move_max_pools
 from snn_lowlat.graph.tracer import ValueTracer
@@ -152,7 +153,7 @@ class Builder:
 
     def layer(self, module: nn.Module, x: fx.Node) -> fx.Node:
         """Add a module and a call of it."""
-        name = self._unique(self._scope())
+        name = free_name(self._modules, self._scope())
         setattr(self._modules, name, module)
         return self._added(self._graph.call_module(name, (x,)))
 
@@ -257,7 +258,7 @@ class Builder:
         return node
 
     def _constant(self, value: Tensor, name: str) -> fx.Node:
-        name = self._unique(name)
+        name = free_name(self._modules, name)
         self._modules.register_buffer(name, value)
         return self._graph.get_attr(name)
 
@@ -268,13 +269,6 @@ class Builder:
         else:
             path = ".".join(part for part in (self._current.meta.get("scope", ""), self.operation) if part)
         return path.replace(".", "_")
-
-    def _unique(self, name: str) -> str:
-        candidate, number = name, 0
-        while hasattr(self._modules, candidate):
-            number += 1
-            candidate = f"{name}_{number}"
-        return candidate
 
     def _describe(self, node: fx.Node) -> str:
         if node.op == "call_module":

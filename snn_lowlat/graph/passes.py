@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.obstacles import Obstacle
 from snn_lowlat.graph.sites import MAX_POOLS, find_sites
 
@@ -140,10 +141,7 @@ def _reads_spikes(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _call(graph: fx.GraphModule, before: fx.Node, name: str, module: nn.Module, x: fx.Node) -> fx.Node:
-    unique, number = name, 0
-    while hasattr(graph, unique):
-        number += 1
-        unique = f"{name}_{number}"
+    unique = free_name(graph, name)
     graph.add_submodule(unique, module.eval())
     with graph.graph.inserting_before(before):
         return graph.graph.call_module(unique, (x,))

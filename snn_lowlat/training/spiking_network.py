@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.graph import find_sites
+from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import fold_batch_norms
 from snn_lowlat.neurons.surrogate import SpikeOptions, surrogate_integrate_and_fire
 from snn_lowlat.plan import Plan, SitePlan
@@ -389,9 +390,7 @@ def _insert_batch_norm(graph: fx.GraphModule, node: fx.Node, layer: Any, kind: t
     if layer.bias is not None:
         norm.bias = layer.bias
         layer.bias = None
-    name = f"{node.target}_norm"
-    while hasattr(graph, name):
-        name += "_"
+    name = free_name(graph, f"{node.target}_norm")
     graph.add_submodule(name, norm)
     with graph.graph.inserting_after(node):
         normed = graph.graph.call_module(name, (node,))
