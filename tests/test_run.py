@@ -113,6 +113,7 @@ def test_training_starts_from_the_weights_of_a_relu_network(tmp_path: Path) -> N
         f"model.initial_weights={tmp_path / 'second' / 'ann.pt'}",
         *overrides[1:],
         "training.learning_rate=1e-9",
+        "training.distillation=0",
     )
     run(composed(*FAST, *overrides), tmp_path / "third")
     again = torch.load(tmp_path / "third" / "ann.pt")["state_dict"]
