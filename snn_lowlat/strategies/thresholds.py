@@ -214,8 +214,9 @@ def _unscaled(
         threshold = reach
     elif rule == "percentile":
         threshold = histogram.quantile(percentile / 100)
-        positive = histogram.quantile(percentile / 100, positive=True)
-        threshold = torch.where(threshold > 0, threshold, positive).minimum(reach)
+        if not bool((threshold > 0).all()):
+            threshold = torch.where(threshold > 0, threshold, histogram.quantile(percentile / 100, positive=True))
+        threshold = threshold.minimum(reach)
     else:
         threshold = _least_error(StaircaseError(histogram, ceiling, timesteps), reach, fraction)
     threshold = cautious(threshold, reach, histogram)
