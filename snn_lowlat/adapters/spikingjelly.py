@@ -175,7 +175,29 @@ class _WindowModule(base.MemoryModule):  # type: ignore[misc]
         return f"timesteps={self.timesteps}, step_mode={self.step_mode}"
 
 
-class AccumulateThenFireNode(_WindowModule):
+class _WindowNeuron(_WindowModule):
+    """Neurons that see a window before they fire, of any kind.
+
+    Parameters
+    ----------
+    plan : SitePlan
+        Threshold and initial potential, ``[]`` or ``[C]``, and the window's length ``timesteps`` as a parameter.
+    start : int
+        In single-step mode, the steps that pass before the first window.
+    """
+
+    def __init__(self, plan: SitePlan, start: int = 0) -> None:
+        super().__init__(int(plan.parameters["timesteps"]), start)
+        self.register_buffer("v_threshold", plan.threshold.clone())
+        self.register_buffer("v_offset", plan.initial_potential.clone())
+
+    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
+        """Map mean currents to the mean of the spikes, ``[N, C, ...]``."""
+        counts = spike_counts(mean, timesteps, self.v_threshold, self.v_offset, times=timesteps)
+        return counts.div_(timesteps)
+
+
+class AccumulateThenFireNode(_WindowNeuron):
     """Neurons that add up the currents of a window and fire in the next; see :func:`snn_lowlat.neurons.spike_counts`.
 
     A network of these, stepped in single-step mode with the same input in each window, gives its output in window
@@ -188,9 +210,7 @@ class AccumulateThenFireNode(_WindowModule):
     """
 
     def __init__(self, plan: SitePlan) -> None:
-        super().__init__(int(plan.parameters["timesteps"]))
-        self.register_buffer("v_threshold", plan.threshold.clone())
-        self.register_buffer("v_offset", plan.initial_potential.clone())
+        super().__init__(plan)
         self.counts: Any
         self.register_memory("counts", None)
 
@@ -208,13 +228,8 @@ class AccumulateThenFireNode(_WindowModule):
         """Map one window's currents to the spikes of the window that follows, ``[T, N, C, ...]``."""
         return accumulate_then_fire(x_seq, self.v_threshold, self.v_offset)
 
-    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
-        """Map mean currents to firing rates, ``[N, C, ...]``."""
-        counts = spike_counts(mean, timesteps, self.v_threshold, self.v_offset, times=timesteps)
-        return counts.div_(timesteps)
 
-
-class TemporalSwitchNode(_WindowModule):
+class TemporalSwitchNode(_WindowNeuron):
     """Neurons that are on for a time in each window; see :func:`snn_lowlat.neurons.pipelined_temporal_switch`.
 
     Their output is their state, 1 or 0: times a weight it is what the synapse's register holds. What they send is the
@@ -230,10 +245,8 @@ class TemporalSwitchNode(_WindowModule):
     """
 
     def __init__(self, plan: SitePlan, start: int = 0) -> None:
-        super().__init__(int(plan.parameters["timesteps"]), start)
+        super().__init__(plan, start)
         self.gap = int(plan.parameters.get("gap", self.timesteps))
-        self.register_buffer("v_threshold", plan.threshold.clone())
-        self.register_buffer("v_offset", plan.initial_potential.clone())
         self.state: Any
         self.before: Any
         self.sent: Any
@@ -274,11 +287,6 @@ class TemporalSwitchNode(_WindowModule):
         if self.gap >= len(x_seq):
             return temporal_switch(x_seq, self.v_threshold, self.v_offset)
         return pipelined_temporal_switch(x_seq, self.v_threshold, self.v_offset, self.gap)
-
-    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
-        """Map mean currents to the part of the window in which neurons are on, ``[N, C, ...]``."""
-        counts = spike_counts(mean, timesteps, self.v_threshold, self.v_offset, times=timesteps)
-        return counts.div_(timesteps)
 
     def extra_repr(self) -> str:
         """Show the window, the gap and the step mode."""

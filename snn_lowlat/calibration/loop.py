@@ -12,9 +12,10 @@ from snn_lowlat.calibration.statistics import SiteStatistics
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import CalibrationError
 from snn_lowlat.graph import Site, find_sites
+from snn_lowlat.modes import evaluating
 from snn_lowlat.progress import tracked
 
-__all__ = ["calibrate", "inputs_of"]
+__all__ = ["calibrate", "inputs_of", "observe"]
 
 _INPUT_KEYS = ("image", "images", "x", "input", "inputs", "pixel_values", "data")
 
@@ -92,35 +93,69 @@ def calibrate(
     ValueError
         If ``limit`` is not positive.
     """
+    sites = find_sites(graph)
+    places = {name: graph.get_submodule(name) for name in sites}
+    histograms = observe(graph, places, batches, device=device, limit=limit, progress=progress)
+    return {name: _statistics(site, histograms.get(name)) for name, site in sites.items()}
+
+
+@torch.no_grad()
+def observe(
+    network: nn.Module,
+    places: Mapping[str, nn.Module],
+    batches: Iterable[object],
+    *,
+    device: torch.device | str | None = None,
+    limit: int | None = None,
+    progress: bool = False,
+) -> dict[str, Histogram]:
+    """Collect histograms of what arrives at some of a network's modules, in evaluation mode, of all processes.
+
+    Parameters
+    ----------
+    network : Module
+        The network; it is run, and left as it was.
+    places : mapping of str to Module
+        Its modules to observe, by the names that errors give them.
+    batches, device, limit, progress
+        As in :func:`calibrate`.
+
+    Returns
+    -------
+    dict of str to Histogram
+        Without the places that no images reached.
+
+    Raises
+    ------
+    CalibrationError
+        If a batch can't be read, or what arrives is NaN or infinite.
+    ValueError
+        If ``limit`` is not positive.
+    """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least one batch, not {limit}.")
-    sites = find_sites(graph)
     histograms: dict[str, Histogram] = {}
-    target = torch.device(device) if device is not None else device_of(graph)
-    training = {module: module.training for module in graph.modules()}
-    handles = [graph.get_submodule(name).register_forward_pre_hook(_observer(name, histograms)) for name in sites]
+    target = torch.device(device) if device is not None else device_of(network)
+    handles = [place.register_forward_pre_hook(_observer(name, histograms)) for name, place in places.items()]
     try:
-        graph.eval()
-        given = [batches] if isinstance(batches, Tensor) else batches
-        for batch in tracked(given, "calibrating", progress=progress, limit=limit):
-            values = inputs_of(batch).to(target)
-            if values.shape[0] == 0:
-                continue
-            try:
-                graph(values)
-            except CalibrationError as error:
-                if not bool(torch.isfinite(values).all()):
-                    raise CalibrationError(
-                        f"{error} The input batch itself holds NaN or Inf: clean the data."
-                    ) from error
-                raise
+        with evaluating(network):
+            given = [batches] if isinstance(batches, Tensor) else batches
+            for batch in tracked(given, "calibrating", progress=progress, limit=limit):
+                values = inputs_of(batch).to(target)
+                if values.shape[0] == 0:
+                    continue
+                try:
+                    network(values)
+                except CalibrationError as error:
+                    if not bool(torch.isfinite(values).all()):
+                        raise CalibrationError(
+                            f"{error} The input batch itself holds NaN or Inf: clean the data."
+                        ) from error
+                    raise
     finally:
         for handle in handles:
             handle.remove()
-        for module, flag in training.items():
-            module.training = flag
-    histograms = _of_all_processes(histograms)
-    return {name: _statistics(site, histograms.get(name)) for name, site in sites.items()}
+    return _of_all_processes(histograms)
 
 
 def _observer(name: str, histograms: dict[str, Histogram]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -195,8 +195,7 @@ class _Rewriting:
             amplitude=torch.ones_like(before.amplitude),
         )
         shape = self._shape_of(node)
-        worth = before.amplitude.double().reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
-        return _Value(worth.clone(), 1.0, is_current=False)
+        return _Value(_over(before.amplitude.double().reshape(-1), shape), 1.0, is_current=False)
 
     def _layer(self, node: fx.Node, module: Any) -> _Value:
         # Of all before any is replaced.
@@ -221,9 +220,7 @@ class _Rewriting:
         layer.weight = nn.Parameter(whole.to(module.weight))
         layer.bias = nn.Parameter(bias.to(module.weight))
         self._replace(node, layer)
-        shape = self._shape_of(node)
-        spread = (-1,) if isinstance(module, nn.Linear) else (-1, *[1] * (len(shape) - 1))
-        return _Value(unit.view(spread).expand(shape).clone(), largest, is_current=True)
+        return _Value(_over(unit, self._shape_of(node)), largest, is_current=True)
 
     def _folded(self, node: fx.Node, module: Any) -> Tensor:
         """Return a layer's weights times what its inputs are worth, in float64."""
@@ -260,17 +257,14 @@ class _Rewriting:
         self._replace(node, pool(kernel, stride, padding, divisor_override=1))
         # What is pooled has one unit a channel.
         unit = self._per_channel(value.unit, read) / area
-        shape = self._shape_of(node)
-        spread = unit.view(-1, *[1] * dimensions).expand(shape).clone()
-        return replace(value, unit=spread, largest=value.largest * area)
+        return replace(value, unit=_over(unit, self._shape_of(node)), largest=value.largest * area)
 
     def _unchanged(self, node: fx.Node, module: nn.Module, padded: bool = False) -> _Value:
         (read,) = node.all_input_nodes
         value = self.values[read]
         if not padded:
             unit = self._per_channel(value.unit, read)
-            shape = self._shape_of(node)
-            return replace(value, unit=unit.view(-1, *[1] * (len(shape) - 1)).expand(shape).clone())
+            return replace(value, unit=_over(unit, self._shape_of(node)))
         unit = module(value.unit[None])[0]
         # What is padded is zero, whatever that is worth: as much as the rest of its channel, or of any.
         whole = unit.flatten(1).amax(1)
@@ -376,3 +370,8 @@ class _Rewriting:
 
     def _obstacle(self, node: fx.Node, reason: str) -> ConversionError:
         return ConversionError(f"layer {str(node.target)!r} ({node.name}) can't be written in whole numbers: {reason}.")
+
+
+def _over(channels: Tensor, shape: Sequence[int]) -> Tensor:
+    """Repeat one value, or one a channel, over the elements of one image, ``[C, ...]``."""
+    return channels.view(-1, *[1] * (len(shape) - 1)).expand(shape).clone()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from snn_lowlat.calibration import Histogram, SiteStatistics, inputs_of
-from snn_lowlat.devices import device_of
+from snn_lowlat.calibration import SiteStatistics, observe
 from snn_lowlat.errors import CalibrationError
 from snn_lowlat.strategies.thresholds import find_threshold
 from snn_lowlat.training.activations import CeilingReLU, QuantisedReLU
@@ -44,18 +42,12 @@ def fit_ceilings(model: nn.Module, batches: Iterable[object], *, percentile: flo
     activations = {name: module for name, module in model.named_modules() if isinstance(module, CeilingReLU)}
     if not activations:
         raise ValueError("this network has no trainable ceilings: make its activations with replace_activations().")
-    histograms: dict[str, Histogram] = {}
-    handles = [module.register_forward_hook(_observer(name, histograms)) for name, module in activations.items()]
-    training = {module: module.training for module in model.modules()}
+    handles = [module.register_forward_hook(_answer_as_relu) for module in activations.values()]
     try:
-        model.eval()
-        for batch in batches:
-            model(inputs_of(batch).to(device_of(model)))
+        histograms = observe(model, activations, batches)
     finally:
         for handle in handles:
             handle.remove()
-        for module, flag in training.items():
-            module.training = flag
     for name, activation in activations.items():
         if name not in histograms:
             raise CalibrationError(f"no images reached the activation {name!r}: give at least one batch.")
@@ -69,14 +61,5 @@ def fit_ceilings(model: nn.Module, batches: Iterable[object], *, percentile: flo
         activation.ceiling.copy_(ceiling)
 
 
-def _observer(name: str, histograms: dict[str, Histogram]) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-    """Return a hook that counts an activation's inputs and lets it answer as a plain ReLU."""
-
-    def observe(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        (values,) = inputs
-        if name not in histograms:
-            histograms[name] = Histogram(values.shape[1])
-        histograms[name].update(values)
-        return values.relu()  # type: ignore[no-any-return]
-
-    return observe
+def _answer_as_relu(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return inputs[0].relu()

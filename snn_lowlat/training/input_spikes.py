@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
+from snn_lowlat.modes import evaluating
 from snn_lowlat.training.activations import ValueRangeReLU
 
 __all__ = ["InputSpikes", "expand_input"]
@@ -217,10 +218,6 @@ def _check(network: nn.Module, model: nn.Module, images: Tensor) -> None:
 
 
 def _in_evaluation(model: nn.Module, images: Tensor) -> Tensor:
-    training = {module: module.training for module in model.modules()}
-    try:
-        output: Tensor = model.eval()(images)
+    with evaluating(model):
+        output: Tensor = model(images)
         return output
-    finally:
-        for module, flag in training.items():
-            module.training = flag

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
+from snn_lowlat.modes import evaluating
 from snn_lowlat.training.activations import Activation, make_activation, needs_channels
 
 __all__ = ["replace_activations"]
@@ -245,13 +246,11 @@ def _channels(model: nn.Module, relus: list[nn.Module], example_input: Tensor) -
     def note(relu: nn.Module, inputs: tuple[Any, ...]) -> None:
         found[relu] = inputs[0].shape[1]
 
-    training = {module: module.training for module in model.modules()}
     handles = [relu.register_forward_pre_hook(note) for relu in relus]
     try:
-        model.eval()(example_input.to(device_of(model)))
+        with evaluating(model):
+            model(example_input.to(device_of(model)))
     finally:
         for handle in handles:
             handle.remove()
-        for module, flag in training.items():
-            module.training = flag
     return found
