@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
@@ -20,7 +21,7 @@ from snn_lowlat.graph import describe, rebuild
 from snn_lowlat.neurons import NEURONS
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.refinement import Refinement
-from snn_lowlat.simulation import is_counted, micro_batches
+from snn_lowlat.simulation import Observer, Simulator, is_counted, micro_batches
 from snn_lowlat.strategies import Strategy
 
 if TYPE_CHECKING:
@@ -112,6 +113,11 @@ class SpikingModel(nn.Module):
         The accuracy of the network it came from, where known, in [0, 1].
     micro_batch : int or None
         Images simulated at a time; None chooses so that they stay in the processor's cache.
+    run_on_host : bool
+        Always simulate with the host's own modules. Otherwise that happens on accelerators, and while somebody watches
+        the modules (hooks, as monitors use) or has put others in their place; a CPU has a faster way to the same
+        spikes, :class:`snn_lowlat.simulation.Simulator`, which takes its weights and neurons from the host's modules as
+        they are at the time.
     """
 
     def __init__(
@@ -139,6 +145,9 @@ class SpikingModel(nn.Module):
         self.provenance = provenance
         self.ann_accuracy: float | None = None
         self.micro_batch: int | None = None
+        self.run_on_host = False
+        self._kinds = _kinds(network)
+        self._ready: tuple[object, Simulator] | None = None
         self.eval()
 
     @property
@@ -206,12 +215,12 @@ class SpikingModel(nn.Module):
             return self.readout(images)[-1]
         from snn_lowlat.evaluation.events import EventRecorder
 
-        with EventRecorder(self) as recorder:
-            logits = self.readout(images)[-1]
+        recorder = EventRecorder(self)
+        logits = self.readout(images, observe=recorder)[-1]
         return logits, recorder.events(images)
 
     @torch.no_grad()
-    def count(self, images: Tensor, timesteps: int | None = None) -> Tensor:
+    def count(self, images: Tensor, timesteps: int | None = None, observe: Observer | None = None) -> Tensor:
         """Return the readout after the last step from the counts of the spikes, in one pass.
 
         Parameters
@@ -220,6 +229,8 @@ class SpikingModel(nn.Module):
             A batch ``[N, ...]``, as the original network takes it.
         timesteps : int, optional
             The length of every layer's window instead of the one planned for.
+        observe : callable, optional
+            ``observe(site, mean)`` is called at each site with the mean of the spikes, ``[N, C, ...]``.
 
         Returns
         -------
@@ -236,10 +247,11 @@ class SpikingModel(nn.Module):
             raise ValueError("its neurons fire as their input arrives, so counts are not enough: use simulate().")
         timesteps = self._checked(images, timesteps)
         currents = images if self.encoder == "direct" else self._encoded(images, timesteps).mean(0)
-        return get_backend(self.backend).count(self.network, currents, timesteps)
+        with self._watched(observe):
+            return get_backend(self.backend).count(self.network, currents, timesteps)
 
     @torch.no_grad()
-    def readout(self, images: Tensor, timesteps: int | None = None) -> Tensor:
+    def readout(self, images: Tensor, timesteps: int | None = None, observe: Observer | None = None) -> Tensor:
         """Return the readout after every step, from one pass.
 
         Parameters
@@ -248,6 +260,9 @@ class SpikingModel(nn.Module):
             A batch ``[N, ...]``, as the original network takes it.
         timesteps : int, optional
             Run for so many steps instead of the number planned for.
+        observe : callable, optional
+            ``observe(site, spikes)`` is called at each site, for a few images at a time, with what its neurons fire,
+            0 or 1, ``[T, N, C, ...]``.
 
         Returns
         -------
@@ -261,15 +276,55 @@ class SpikingModel(nn.Module):
             If images have another shape than those it was converted with, or ``timesteps`` is less than 1.
         """
         timesteps = self._checked(images, timesteps)
-        host = get_backend(self.backend)
         currents = self._encoded(images, timesteps)
-        outputs = [
-            host.run(self.network, part.transpose(0, 1))
-            for part in micro_batches(currents.transpose(0, 1), timesteps, self.micro_batch)
-        ]
+        parts = micro_batches(currents.transpose(0, 1), timesteps, self.micro_batch)
+        simulator = self._simulator(images)
+        if simulator is not None:
+            outputs = [simulator(part.transpose(0, 1), observe) for part in parts]
+        else:
+            host = get_backend(self.backend)
+            with self._watched(observe, timesteps):
+                outputs = [host.run(self.network, part.transpose(0, 1)) for part in parts]
         steps = torch.arange(1, timesteps + 1, device=images.device)
         total = torch.cat(outputs, dim=1).cumsum(0)
         return total / steps.view(-1, *[1] * (total.dim() - 1))
+
+    def _simulator(self, images: Tensor) -> Simulator | None:
+        """Return what simulates the network as it is now; None if the host has to."""
+        modules = list(self.network.modules())
+        watched = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+        if self.run_on_host or watched or images.device.type != "cpu" or _kinds(self.network) != self._kinds:
+            return None
+        state = [
+            (values.data_ptr(), values.dtype, -1 if values.is_inference() else values._version)
+            for values in (*self.network.parameters(), *self.network.buffers())
+        ]
+        if self._ready is None or self._ready[0] != state:
+            with torch.inference_mode(False):
+                integers = self.provenance.precision == "int8"
+                self._ready = state, Simulator(*self.normal_form(), images[:1].clone(), whole_numbers=integers)
+        return self._ready[1]
+
+    @contextmanager
+    def _watched(self, observe: Observer | None, timesteps: int | None = None) -> Iterator[None]:
+        """Let somebody see what the host's neurons fire, ``[T, N, C, ...]``, or its mean, ``[N, C, ...]``."""
+        host = get_backend(self.backend)
+
+        def watch(name: str, layer: nn.Module, output: Any) -> None:
+            spikes = host.fired(layer, output)
+            if observe is not None:
+                observe(name, spikes if timesteps is None else spikes.reshape(timesteps, -1, *spikes.shape[1:]))
+
+        layers = {} if observe is None else self.spiking_layers()
+        hooks = [
+            layer.register_forward_hook(lambda layer, _, output, name=name: watch(name, layer, output))
+            for name, layer in layers.items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _checked(self, images: Tensor, timesteps: int | None) -> int:
         timesteps = self.timesteps if timesteps is None else timesteps
@@ -323,7 +378,11 @@ class SpikingModel(nn.Module):
         other.network = get_backend(self.backend).build(graph, plan, self.provenance.input_shape)
         other.plan = dict(plan)
         other.structure = describe(graph)
+        other._kinds = _kinds(other.network)
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_ready": None}
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write weights, plan and provenance to one file, which appears whole or not at all.
@@ -343,6 +402,11 @@ class SpikingModel(nn.Module):
             f"strategy={self.strategy}, backend={self.backend}, timesteps={self.timesteps}, "
             f"latency_steps={self.latency_steps}, layers={len(self.plan)}"
         )
+
+
+def _kinds(network: nn.Module) -> list[tuple[str, str]]:
+    """Name each module's class: where one changes, somebody has put another module in its place."""
+    return [(name, type(module).__qualname__) for name, module in network.named_modules()]
 
 
 def signature(graph: fx.GraphModule) -> str:

@@ -59,6 +59,22 @@ class Backend(Protocol):
     def spiking_layers(self, network: nn.Module) -> dict[str, nn.Module]:
         """Return the neuron modules by the names of their sites."""
 
+    def fired(self, layer: nn.Module, output: object) -> Tensor:
+        """Return the spikes, worth 1 each, in what a neuron module has returned.
+
+        Parameters
+        ----------
+        layer : Module
+            One of the neuron modules.
+        output : object
+            What its ``forward`` returned in :meth:`run` or :meth:`count`.
+
+        Returns
+        -------
+        Tensor
+            ``[T * N, C, ...]``; their mean, ``[N, C, ...]``, from :meth:`count`.
+        """
+
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
         """Return the weights of the layers between the neurons, by their names in the normal form."""
 

@@ -45,6 +45,7 @@ __all__ = [
     "build",
     "count",
     "current_plan",
+    "fired",
     "make_learnable",
     "reset",
     "run",
@@ -651,6 +652,12 @@ def spiking_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Return the neuron modules by the names of their sites, in order."""
     kinds = (IntegrateAndFire, AccumulateThenFire, TemporalSwitch, OnlineTemporalSwitch)
     return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
+
+
+def fired(layer: nn.Module, output: Any) -> Tensor:
+    """Return the spikes that a neuron module has fired, ``[T * N, C, ...]``, or their mean, ``[N, C, ...]``."""
+    spikes = output[0] if isinstance(output, tuple) else output
+    return spikes / layer.graded_spikes_factor  # type: ignore[no-any-return, operator]
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:

@@ -59,6 +59,7 @@ __all__ = [
     "build",
     "count",
     "current_plan",
+    "fired",
     "reset",
     "run",
     "spiking_layers",
@@ -511,6 +512,11 @@ def spiking_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Return the neuron modules by the names of their sites, in order."""
     kinds = (IntegrateAndFireNode, AccumulateThenFireNode, TemporalSwitchNode, OnlineTemporalSwitchNode)
     return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
+
+
+def fired(layer: nn.Module, output: Tensor) -> Tensor:
+    """Return the spikes that a neuron module has fired, ``[T * N, C, ...]``, or their mean, ``[N, C, ...]``."""
+    return output.flatten(0, 1) if layer.step_mode == "m" else output
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:

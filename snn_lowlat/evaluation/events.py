@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ class Events:
 
 
 class EventRecorder:
-    """Record what a network's neurons send while the context is open and :meth:`SpikingModel.readout` runs.
+    """Record what a network's neurons send while it runs: ``snn.readout(images, observe=recorder)``.
 
     Parameters
     ----------
@@ -113,17 +113,12 @@ class EventRecorder:
         self._shapes = current_shapes(graph, snn.provenance.input_shape)
         self._parts: dict[str, list[NDArray[np.int32]]] = {name: [] for name in self._starts}
         self._images: dict[str, int] = dict.fromkeys(self._starts, 0)
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
-    def __enter__(self) -> EventRecorder:
-        for name, layer in self._snn.spiking_layers().items():
-            self._hooks.append(layer.register_forward_hook(self._watcher(name)))
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+    def __call__(self, name: str, spikes: Tensor) -> None:
+        """Take what one layer's neurons have fired in a window, ``[T, N, C, ...]``."""
+        sent = transmissions(spikes.float().flatten(2), self._plan[name])
+        self._parts[name].append(_rows(sent, self._images[name], self._starts[name]))
+        self._images[name] += spikes.shape[1]
 
     def events(self, images: Tensor) -> Events:
         """Return what has been recorded for these images, ``[N, ...]``."""
@@ -144,17 +139,6 @@ class EventRecorder:
             *(len(images), snn.timesteps),
             *(layer, image, neuron, time, sign.astype(np.int8)),
         )
-
-    def _watcher(self, name: str) -> Any:
-        def watch(layer: torch.nn.Module, _: Any, output: Any) -> None:
-            worth = getattr(layer, "graded_spikes_factor", None)
-            spikes = output if worth is None else output / worth
-            spikes = spikes.round().reshape(self._snn.timesteps, -1, prod(self._shapes[name]))
-            sent = transmissions(spikes, self._plan[name])
-            self._parts[name].append(_rows(sent, self._images[name], self._starts[name]))
-            self._images[name] += spikes.shape[1]
-
-        return watch
 
 
 def _rows(events: Tensor, first: int, start: int) -> NDArray[np.int32]:

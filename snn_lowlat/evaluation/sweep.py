@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +69,7 @@ def evaluate(
     ann_correct = 0
     images = 0
     networks = [snn] if ann is None else [snn, ann]
-    rates = FiringRates(snn.spiking_layers())
+    rates = FiringRates()
     with torch.inference_mode(), _eval_mode(*networks):
         for batch in tracked(loader, "evaluating", progress=progress):
             inputs, labels = inputs_of(batch).to(place), labels_of(batch)
@@ -106,57 +105,29 @@ def evaluate(
 def _readouts(snn: SpikingModel, inputs: Tensor, steps: list[int], rates: FiringRates) -> Tensor:
     """Read the network out for each number of steps, ``[len(steps), N, classes]``, counting the spikes of the last."""
     if not snn.is_counted:
-        with rates:
-            return snn.readout(inputs, timesteps=steps[-1])[torch.tensor(steps, device=inputs.device) - 1]
+        return snn.readout(inputs, steps[-1], rates)[torch.tensor(steps, device=inputs.device) - 1]
     # A window of each length: what a network has read out in the middle of a longer one says little.
     shorter = [snn.count(inputs, timesteps) for timesteps in steps[:-1]]
-    with rates:
-        return torch.stack([*shorter, snn.count(inputs, steps[-1])])
+    return torch.stack([*shorter, snn.count(inputs, steps[-1], rates)])
 
 
 class FiringRates:
-    """Count the spikes of some layers while the context is open; sums are kept, spikes never.
+    """Count spikes while a network runs: ``snn.readout(images, observe=rates)``. Sums are kept, spikes never."""
 
-    Parameters
-    ----------
-    layers : mapping of str to nn.Module
-        Neuron modules by name. Their forward output is spikes of any shape and worth: what is not zero is a spike, so
-        single-step, multi-step and micro-batched runs are counted alike. While a network runs on counts, their output
-        is the mean of the spikes over the window.
-    """
-
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
-        self._layers = dict(layers)
+    def __init__(self) -> None:
         self._spikes: dict[str, Tensor] = {}
         self._chances: dict[str, int] = {}
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
-    def __enter__(self) -> FiringRates:
-        for name, layer in self._layers.items():
-            self._hooks.append(layer.register_forward_hook(self._counter(name)))
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+    def __call__(self, name: str, spikes: Tensor) -> None:
+        """Take what one layer's neurons have fired: 0 or 1 in each step, or the mean over a window, of any shape."""
+        # The sum stays on its device: reading it in every step would stall an accelerator.
+        number = spikes.sum(dtype=torch.float64) if spikes.is_floating_point() else spikes.sum()
+        self._spikes[name] = self._spikes[name] + number if name in self._spikes else number
+        self._chances[name] = self._chances.get(name, 0) + spikes.numel()
 
     def compute(self) -> dict[str, float]:
         """Return the spikes per neuron and step of every layer that ran."""
         return {name: float(spikes) / self._chances[name] for name, spikes in self._spikes.items()}
-
-    def _counter(self, name: str) -> Any:
-        def count(layer: nn.Module, _: Any, output: Any) -> None:
-            spikes = output[0] if isinstance(output, tuple) else output
-            # The sum stays on its device: reading it in every step would stall an accelerator.
-            if getattr(layer, "counting", None) is None:
-                number = torch.count_nonzero(spikes)
-            else:
-                number = (spikes / getattr(layer, "graded_spikes_factor", 1)).sum(dtype=torch.float64)
-            self._spikes[name] = self._spikes[name] + number if name in self._spikes else number
-            self._chances[name] = self._chances.get(name, 0) + spikes.numel()
-
-        return count
 
 
 def labels_of(batch: object) -> Tensor:

@@ -13,33 +13,25 @@ from snn_lowlat.evaluation import FiringRates, evaluate, labels_of
 from snn_lowlat.models import SmallCNN
 
 
-class Neuron(nn.Module):
-    def forward(self, currents: Tensor) -> Tensor:
-        return (currents > 0).float() * 0.5
-
-
 class Oracle(nn.Module):
     """Right from step ``value + 1`` on, where ``value`` is the image's only pixel."""
 
     def __init__(self, timesteps: int = 4) -> None:
         super().__init__()
-        self.neuron = Neuron()
         self.timesteps = timesteps
         self.backend, self.encoder, self.seed, self.ann_accuracy = "host", "direct", 3, None
         self.strategy, self.is_counted, self.depth = "oracle", False, 3
         self.provenance = SimpleNamespace(options={"sharp": True}, refinements=[], precision="fp32")
         self.calls = 0
 
-    def readout(self, images: Tensor, timesteps: int | None = None) -> Tensor:
+    def readout(self, images: Tensor, timesteps: int | None = None, observe: Any = None) -> Tensor:
         self.calls += 1
         steps = torch.arange(timesteps or self.timesteps)
         right = steps[:, None] >= images.flatten()[None]
         for part in torch.split(right, 1, dim=1):
-            self.neuron(part.float())
+            if observe is not None:
+                observe("neuron", part.float())
         return torch.stack([~right, right], dim=-1).float()
-
-    def spiking_layers(self) -> dict[str, nn.Module]:
-        return {"neuron": self.neuron}
 
     def latency_steps_at(self, timesteps: int) -> int:
         return 10 * timesteps
@@ -81,13 +73,12 @@ def test_firing_rates_count_spikes_over_micro_batches_and_batches() -> None:
     assert dict(report.firing_rates) == {"neuron": 10 / 16}
 
 
-def test_firing_rates_remove_their_hooks_and_leave_out_silent_modules() -> None:
-    layer, other = Neuron(), Neuron()
-    with FiringRates({"layer": layer, "other": other}) as rates:
-        layer(torch.tensor([1.0, -1.0]))
-    layer(torch.tensor([1.0, 1.0]))
-    assert rates.compute() == {"layer": 0.5}
-    assert not layer._forward_hooks
+def test_firing_rates_take_spikes_of_any_type_and_means() -> None:
+    rates = FiringRates()
+    rates("layer", torch.tensor([[1, 0], [1, 1]], dtype=torch.uint8))
+    rates("layer", torch.zeros(4))
+    rates("other", torch.tensor([0.25, 0.75, 0.0, 0.0]))
+    assert rates.compute() == {"layer": 3 / 8, "other": 0.25}
 
 
 def test_ann_stands_beside_and_keeps_its_mode() -> None:
@@ -166,6 +157,6 @@ def test_networks_that_are_counted_are_evaluated_on_counts(backend):
     for timesteps, accuracy in report.accuracies.items():
         right = snn.count(images, timesteps).argmax(1) == labels
         assert accuracy == pytest.approx(float(right.float().mean()))
-    with FiringRates(snn.spiking_layers()) as rates:
-        snn.simulate(images)
+    rates = FiringRates()
+    snn.readout(images, observe=rates)
     assert report.firing_rates == pytest.approx(rates.compute())

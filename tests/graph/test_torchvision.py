@@ -37,8 +37,8 @@ def test_relu_networks_convert_and_run(name):
     model, images = network(name)
     snn = convert(model.eval(), images, timesteps=2)
     assert len(snn.plan) == len(snn.spiking_layers()) == CONVERTIBLE[name]
-    with FiringRates(snn.spiking_layers()) as rates:
-        curve = snn.readout(images)
+    rates = FiringRates()
+    curve = snn.readout(images, observe=rates)
     assert curve.shape == (2, 2, 10)
     assert curve.isfinite().all()
     # Every neuron answers in every step, and most layers spike (with random weights, not all of them do).
