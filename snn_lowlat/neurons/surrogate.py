@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from snn_lowlat.errors import unknown_name
+from snn_lowlat.neurons.loops import in_threads, memory_order, of_channels, pattern, usable
 from snn_lowlat.neurons.parameters import per_channel
 
 __all__ = [
@@ -78,6 +80,15 @@ SURROGATES: dict[str, Callable[..., Tensor]] = {
     function.__name__: function for function in (rectangular, straight_through, triangle, atan, fast_sigmoid, sigmoid)
 }
 """This package's own surrogates by name: what stands for the derivative of a spike, with options."""
+
+
+COMPILED: dict[Callable[..., Tensor], Callable[..., tuple[float, float]]] = {
+    rectangular: lambda width=1.0: (width, 1.0),
+    triangle: lambda height=0.3, width=1.0: (width, height),
+    atan: lambda alpha=2.0: (math.pi / 2 * alpha, alpha / 2),
+    fast_sigmoid: lambda slope=5.0: (slope, 1.0),
+}
+"""The surrogates that the compiled loop knows, in its order, and the numbers it needs: a width or slope, a height."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +187,7 @@ def surrogate_integrate_and_fire(
 
 
 class _Window(torch.autograd.Function):
-    """The equations of :func:`surrogate_integrate_and_fire`, a few images at a time."""
+    """The equations of :func:`surrogate_integrate_and_fire`, in compiled loops or a few images at a time by torch."""
 
     @staticmethod
     def forward(
@@ -190,7 +201,12 @@ class _Window(torch.autograd.Function):
         options: SpikeOptions,
     ) -> Tensor:
         """Return the outputs; the arguments are those of :func:`surrogate_integrate_and_fire`."""
+        ctx.constant, ctx.options = len(currents) == 1, options
         one_step = currents[0]
+        if options.smooth is None and usable(currents):
+            charged, outputs = _forward_loop(currents, threshold, initial_fraction, height, leak, timesteps)
+            ctx.save_for_backward(charged, threshold, initial_fraction, height, leak)
+            return outputs
         level, worth = per_channel(threshold, one_step), per_channel(height * threshold, one_step)
         offset, stays = per_channel(initial_fraction * threshold, one_step), _leaking(leak)
         charged, outputs = _window_like(one_step, timesteps), _window_like(one_step, timesteps)
@@ -212,7 +228,6 @@ class _Window(torch.autograd.Function):
                     potential = torch.addcmul(potential, fired, level, value=-1)
                 fired.mul_(worth)
         ctx.save_for_backward(charged, threshold, initial_fraction, height, leak)
-        ctx.constant, ctx.options = len(currents) == 1, options
         return outputs
 
     @staticmethod
@@ -221,6 +236,11 @@ class _Window(torch.autograd.Function):
         """Return the gradients of the forward pass's arguments."""
         charged, threshold, initial_fraction, height, leak = ctx.saved_tensors
         options: SpikeOptions = ctx.options
+        surrogate = _compiled_surrogate(options)
+        if surrogate is not None and usable(charged) and usable(gradient):
+            found = _backward_loop(ctx, (charged, threshold, initial_fraction, height, leak), gradient, surrogate)
+            wanted = zip(found, ctx.needs_input_grad[:5], strict=True)
+            return *(part if needed else None for part, needed in wanted), None, None
         one_step, timesteps = charged[0], len(charged)
         level, fraction = per_channel(threshold, one_step), per_channel(initial_fraction, one_step)
         ratio, stays = per_channel(height, one_step), _leaking(leak)
@@ -272,6 +292,76 @@ class _Window(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _compiled_surrogate(options: SpikeOptions) -> tuple[int, float, float] | None:
+    """Return the number of a surrogate in :data:`COMPILED` and its numbers; None if it is another."""
+    function: Any = options.surrogate
+    arguments: dict[str, Any] = {}
+    if isinstance(function, partial) and not function.args:
+        function, arguments = function.func, function.keywords
+    if function is straight_through and not arguments:
+        function, arguments = rectangular, {"width": 0.5}
+    if function not in COMPILED or options.smooth is not None:
+        return None
+    return list(COMPILED).index(function), *COMPILED[function](**arguments)
+
+
+def _forward_loop(
+    currents: Tensor, threshold: Tensor, initial_fraction: Tensor, height: Tensor, leak: Tensor, timesteps: int
+) -> tuple[Tensor, Tensor]:
+    from snn_lowlat.neurons import compiled
+
+    loop: Any = compiled.window_forward
+    one_step = currents[0]
+    charged, outputs = _window_like(one_step, timesteps), _window_like(one_step, timesteps)
+    order = memory_order(charged[0])
+    parameters = [pattern(value, one_step, order) for value in (threshold, initial_fraction * threshold)]
+    parameters.append(pattern(height * threshold, one_step, order))
+    rows = [_rows(values, order) for values in (currents, charged, outputs)]
+    stays = rows[0].dtype.type(float(leak))
+    in_threads(lambda *part: loop(*rows, *parameters, stays, *part), rows[0].shape[1], timesteps, len(parameters[0]))
+    return charged, outputs
+
+
+def _backward_loop(
+    ctx: Any, saved: tuple[Tensor, ...], gradient: Tensor, surrogate: tuple[int, float, float]
+) -> list[Tensor | None]:
+    """Return the gradients of currents, threshold, initial fraction, height and leak."""
+    from snn_lowlat.neurons import compiled
+
+    loop: Any = compiled.window_backward
+    charged, threshold, initial_fraction, height, leak = saved
+    options: SpikeOptions = ctx.options
+    one_step = charged[0]
+    order = memory_order(one_step)
+    of_currents = _window_like(one_step, 1 if ctx.constant else len(charged))
+    parameters = [pattern(value, one_step, order) for value in (threshold, initial_fraction, height)]
+    rows = [_rows(values, order) for values in (charged, gradient, of_currents)]
+    kind, (number, option, scale) = rows[0].dtype.type, surrogate
+    settings: list[Any] = [kind(float(leak)), number, kind(option), kind(scale)]
+    wanted = ctx.needs_input_grad[1], ctx.needs_input_grad[2], ctx.needs_input_grad[4]
+    settings += [options.detach_reset, options.threshold_gradient == "paper_code", *wanted]
+    parts = in_threads(
+        lambda *part: torch.from_numpy(loop(*rows, *parameters, *settings, *part)),
+        rows[0].shape[1],
+        len(charged),
+        len(parameters[0]),
+    )
+    sums = of_channels(torch.stack(parts).sum(0), one_step, order)
+    return [
+        of_currents,
+        _like(sums[0], threshold),
+        _like(sums[1] * threshold, initial_fraction),
+        None,
+        sums[2].sum().to(leak),
+    ]
+
+
+def _rows(values: Tensor, order: Sequence[int]) -> Any:
+    """Return ``[T, N, C, ...]`` as rows in memory, ``[T, M]``: a view if that is how it lies there."""
+    steps = values.detach().permute(0, *(dim + 1 for dim in order))
+    return steps.contiguous().view(len(steps), -1).numpy()
 
 
 def _leaking(leak: Tensor) -> Tensor | None:

@@ -8,9 +8,6 @@ Two implementations fire the same spikes, bit for bit:
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,17 +16,13 @@ from torch import Tensor
 
 from snn_lowlat.errors import unknown_name
 from snn_lowlat.neurons import integrate_and_fire_sequence, per_channel
+from snn_lowlat.neurons.loops import in_threads, memory_order, original_order, pattern, usable
 from snn_lowlat.plan import SitePlan
 
 __all__ = ["SCANS", "FusedNeurons"]
 
 SCANS = ("numba", "eager")
 """How the steps can be run through."""
-
-# So many neurons at a time: their potentials and parameters stay in the first-level cache.
-_BLOCK = 512
-# Fewer element-steps than this are not worth another thread.
-_SHARE = 2**17
 
 
 class FusedNeurons:
@@ -108,76 +101,29 @@ class FusedNeurons:
         return sent if self.dtype is None else sent.to(self.dtype)
 
     def _by_numba(self, currents: Tensor, other: Tensor | None, timesteps: int, steps: int) -> Tensor:
-        # The order of elements in memory, whatever the order of dimensions.
-        order = _memory_order(currents)
-        flat = currents.permute(order).contiguous()
-        shape = (flat.shape[0] // steps * timesteps, *flat.shape[1:])
-        sent = torch.empty(shape, dtype=self.dtype or currents.dtype)
-        arrays = [flat.view(steps, -1).numpy()]
-        if other is not None:
-            arrays.append(other.permute(order).contiguous().view(steps, -1).numpy())
-        pattern = self._pattern(currents, channels_last=order[-1] == 1, dtype=sent.dtype)
-        _run_numba(arrays, sent.view(timesteps, -1).numpy(), pattern, self.leak)
-        return sent.permute(_inverse(order))
+        from snn_lowlat.neurons import compiled
 
-    def _pattern(self, currents: Tensor, *, channels_last: bool, dtype: torch.dtype) -> tuple[NDArray[Any], ...]:
-        """Repeat the parameters as channels repeat in memory: threshold, initial potential, factor, amplitude."""
-        channels = currents.shape[1]
-        places = 1 if channels_last else currents[0, 0].numel()
-        key = channels, places, currents.dtype, dtype
+        scan: Any = compiled.scan
+        order = memory_order(currents)
+        flat = currents.permute(order).contiguous()
+        sent = torch.empty((len(flat) // steps * timesteps, *flat.shape[1:]), dtype=self.dtype or currents.dtype)
+        first = flat.view(steps, -1).numpy()
+        second = None if other is None else other.permute(order).contiguous().view(steps, -1).numpy()
+        rows = sent.view(timesteps, -1).numpy()
+        parameters = self._parameters(currents, order, sent.dtype)
+        arguments = first, second, rows, *parameters, first.dtype.type(self.leak)
+        in_threads(lambda *part: scan(*arguments, *part), rows.shape[1], timesteps, len(parameters[0]))
+        return sent.permute(original_order(order))
+
+    def _parameters(self, currents: Tensor, order: tuple[int, ...], dtype: torch.dtype) -> tuple[NDArray[Any], ...]:
+        """Return threshold, initial potential, factor and amplitude as they repeat in memory."""
+        key = currents.shape[1:], order, currents.dtype, dtype
         if key not in self._patterns:
-            plan, kinds = self.plan, (*[currents.dtype] * 3, dtype)
-            rows = [
-                values.detach().to("cpu", kind).expand(channels).repeat_interleave(places)
-                for values, kind in zip(
-                    (plan.threshold, plan.initial_potential, self.factor, plan.amplitude), kinds, strict=True
-                )
-            ]
-            repeats = max(1, _BLOCK // (channels * places))
-            self._patterns[key] = tuple(row.repeat(repeats).numpy() for row in rows)
+            values = self.plan.threshold, self.plan.initial_potential, self.factor
+            rows = [pattern(value, currents, order) for value in values]
+            self._patterns[key] = *rows, pattern(self.plan.amplitude, currents, order, dtype)
         return self._patterns[key]
 
 
 def _fastest(currents: Tensor) -> str:
-    usable = currents.device.type == "cpu" and currents.dtype in (torch.float32, torch.float64)
-    return "numba" if usable and _has_numba() else "eager"
-
-
-@lru_cache
-def _has_numba() -> bool:
-    return find_spec("numba") is not None
-
-
-def _memory_order(values: Tensor) -> tuple[int, ...]:
-    """Return the dimensions as they lie in memory: channels second, or last."""
-    dims = tuple(range(values.dim()))
-    last = (0, *dims[2:], 1)
-    return last if not values.is_contiguous() and values.permute(last).is_contiguous() else dims
-
-
-def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(order.index(dim) for dim in range(len(order)))
-
-
-def _run_numba(
-    currents: list[NDArray[Any]], sent: NDArray[Any], pattern: tuple[NDArray[Any], ...], leak: float
-) -> None:
-    """Run through the steps of ``[T, M]``, with as many threads as torch has."""
-    from snn_lowlat.simulation import numba_scan
-
-    scan: Any = numba_scan.scan
-    first, other = currents[0], currents[1] if len(currents) > 1 else None
-    period, neurons = len(pattern[0]), sent.shape[1]
-    arguments = first, other, sent, *pattern, first.dtype.type(leak)
-    threads = min(torch.get_num_threads(), max(1, sent.size // _SHARE))
-    share = -(-neurons // (threads * period)) * period
-    parts = [(start, min(start + share, neurons)) for start in range(0, neurons, share)]
-    if len(parts) == 1:
-        scan(*arguments, *parts[0])
-    else:
-        list(_threads(len(parts)).map(lambda part: scan(*arguments, *part), parts))
-
-
-@lru_cache
-def _threads(number: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(number, "scan")
+    return "numba" if usable(currents) else "eager"

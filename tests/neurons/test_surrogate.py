@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +13,14 @@ from snn_lowlat.neurons import integrate_and_fire
 from snn_lowlat.neurons.surrogate import (
     SURROGATES,
     SpikeOptions,
+    Surrogate,
+    _compiled_surrogate,
     atan,
     rectangular,
     sigmoid,
     straight_through,
     surrogate_integrate_and_fire,
+    triangle,
 )
 
 PRIMITIVES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -195,3 +200,43 @@ def test_half_precision_passes() -> None:
 def test_unknown_threshold_gradients_are_named() -> None:
     with pytest.raises(ValueError, match="paper_code, proper"):
         SpikeOptions(threshold_gradient="improper")
+
+
+@pytest.mark.parametrize("surrogate", [*SURROGATES.values(), partial(rectangular, width=0.7), partial(atan, alpha=1.0)])
+@pytest.mark.parametrize("options", [{}, {"detach_reset": True}, {"threshold_gradient": "paper_code"}], ids=str)
+@pytest.mark.parametrize("layout", ["first", "last", "volumes", "one value"])
+@pytest.mark.parametrize("constant", [False, True])
+def test_compiled_loops_and_torch_agree(
+    monkeypatch: pytest.MonkeyPatch, surrogate: Surrogate, options: dict[str, Any], layout: str, constant: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, 5, 4, 3, 2) if layout == "volumes" else (2, 5, 9, 70)
+    steps = 1 if constant else 3
+    currents = torch.randn(steps * shape[0], *shape[1:], generator=generator) + 0.4
+    if layout in ("last", "volumes"):
+        currents = currents.contiguous(
+            memory_format=torch.channels_last if layout == "last" else torch.channels_last_3d
+        )
+    currents = currents.view(steps, *shape)
+    one = () if layout == "one value" else (5,)
+    threshold, fraction, height = (torch.rand(one, generator=generator) + add for add in (0.5, 0.0, 0.5))
+    weight = torch.randn(3, *shape, generator=generator)
+    results = []
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(f"{surrogate_integrate_and_fire.__module__}.usable", lambda _: False)
+        values = [value.clone().requires_grad_() for value in (currents, threshold, fraction, torch.tensor(0.9))]
+        spikes = SpikeOptions(surrogate=surrogate, **options)
+        outputs = surrogate_integrate_and_fire(*values[:3], height, values[3], 3, spikes)
+        results.append([outputs, *torch.autograd.grad((outputs * weight).sum(), values)])
+    assert torch.equal(results[0][0], results[1][0])
+    for found, expected in zip(results[0][1:], results[1][1:], strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)
+
+
+def test_only_known_surrogates_are_compiled() -> None:
+    numbers = [_compiled_surrogate(SpikeOptions(surrogate=each)) for each in (straight_through, triangle, sigmoid)]
+    assert numbers == [(0, 0.5, 1.0), (1, 1.0, 0.3), None]
+    assert _compiled_surrogate(SpikeOptions(surrogate=partial(triangle, height=2.0))) == (1, 1.0, 2.0)
+    assert _compiled_surrogate(SpikeOptions(surrogate=lambda distance: distance)) is None
+    assert _compiled_surrogate(SMOOTH) is None

@@ -1,0 +1,109 @@
+"""What the compiled loops over neurons need: tensors as rows of memory, parameters that repeat along them, threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["in_threads", "memory_order", "of_channels", "original_order", "pattern", "usable"]
+
+Array = NDArray[Any]
+
+# So much of a row is worth a block of the loop.
+_BLOCK = 512
+# Fewer element-steps than this are not worth another thread.
+_SHARE = 2**17
+
+
+@lru_cache
+def _has_numba() -> bool:
+    return find_spec("numba") is not None
+
+
+def usable(values: Tensor) -> bool:
+    """Say whether :mod:`snn_lowlat.neurons.compiled` can be imported and takes tensors of this type and device."""
+    return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64) and _has_numba()
+
+
+def memory_order(values: Tensor) -> tuple[int, ...]:
+    """Return the order of dimensions in which ``[N, C, ...]`` lies in memory: as they are, or with channels last."""
+    dims = tuple(range(values.dim()))
+    last = (0, *dims[2:], 1)
+    return last if not values.is_contiguous() and values.permute(last).is_contiguous() else dims
+
+
+def original_order(order: Sequence[int]) -> tuple[int, ...]:
+    """Return the order of dimensions that undoes another one."""
+    return tuple(order.index(dim) for dim in range(len(order)))
+
+
+def pattern(values: Tensor, like: Tensor, order: Sequence[int], dtype: torch.dtype | None = None) -> Array:
+    """Repeat one value, or one a channel, as channels repeat in memory, until that is worth a block of the loop.
+
+    Parameters
+    ----------
+    values : Tensor
+        ``[]`` or ``[C]``.
+    like : Tensor
+        ``[N, C, ...]``.
+    order : sequence of int
+        The order of its dimensions in memory.
+    dtype : torch.dtype, optional
+        The pattern's type; that of ``like`` by default.
+
+    Returns
+    -------
+    ndarray
+        ``[P]``: what belongs to element ``m`` of a row is at ``m % P``.
+    """
+    channels = like.shape[1]
+    places = 1 if order[-1] == 1 else like[0, 0].numel()
+    row = values.detach().to("cpu", dtype or like.dtype).expand(channels).repeat_interleave(places)
+    repeated: Array = row.repeat(max(1, _BLOCK // max(1, len(row)))).numpy()
+    return repeated
+
+
+def of_channels(sums: Tensor, like: Tensor, order: Sequence[int]) -> Tensor:
+    """Add up what belongs to one channel in sums over a pattern, ``[..., P]``, to ``[..., C]``."""
+    channels = like.shape[1]
+    if order[-1] == 1:
+        return sums.reshape(*sums.shape[:-1], -1, channels).sum(-2)
+    places = like[0, 0].numel()
+    return sums.reshape(*sums.shape[:-1], -1, channels, places).sum((-3, -1))
+
+
+def in_threads(loop: Callable[[int, int], Any], neurons: int, steps: int, period: int) -> list[Any]:
+    """Run a loop over all neurons of a row, with as many threads as torch has where that is worth it.
+
+    Parameters
+    ----------
+    loop : callable
+        ``loop(start, stop)`` does some of the neurons; it lets go of the interpreter's lock.
+    neurons, steps : int
+        How many there are.
+    period : int
+        The parts start at multiples of this.
+
+    Returns
+    -------
+    list
+        What each part returned.
+    """
+    threads = min(torch.get_num_threads(), max(1, neurons * steps // _SHARE))
+    share = max(1, -(-neurons // (threads * period))) * period
+    parts = [(start, min(start + share, neurons)) for start in range(0, neurons, share)]
+    if len(parts) < 2:
+        return [loop(*part) for part in parts]
+    return list(_threads(len(parts)).map(lambda part: loop(*part), parts))
+
+
+@lru_cache
+def _threads(number: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(number, "neurons")
