@@ -12,23 +12,23 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-__all__ = ["scan", "window_backward", "window_forward"]
+__all__ = ["scan", "scan_in_place", "window_backward", "window_forward"]
 
 _BLOCK = 512
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def scan(currents, other, sent, threshold, offset, factor, amplitude, leak, start, stop):
+def scan(currents, sent, other, threshold, offset, factor, amplitude, leak, start, stop):
     """Run integrate-and-fire neurons; the rounding is that of ``integrate_and_fire_sequence``.
 
     Parameters
     ----------
     currents : ndarray
         ``[T, M]``, or ``[1, M]`` if the same in every step.
-    other : ndarray or None
-        What is added, times the factor; of the same shape.
     sent : ndarray
         Filled with the amplitudes of the neurons that fire and 0, ``[T, M]``.
+    other : ndarray or None
+        What is added to the currents, times the factor; of their shape.
     threshold, offset, factor, amplitude : ndarray
         ``[P]``.
     leak : float
@@ -65,6 +65,39 @@ def scan(currents, other, sent, threshold, offset, factor, amplitude, leak, star
                         charged = leak * potential[j] + current[j]
                         fires = charged + shift[j] >= theta[j]
                         out[j] = worth[j] if fires else silence
+                        potential[j] = charged - theta[j] if fires else charged
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def scan_in_place(currents, other, threshold, offset, factor, amplitude, leak, start, stop):
+    """Do what :func:`scan` does, and put what is sent where the currents were: half as much memory to pass."""
+    period = len(threshold)
+    potential = np.empty(_BLOCK, currents.dtype)
+    silence, kind = amplitude.dtype.type(0), currents.dtype.type
+    for base in range(start, stop, period):
+        for low in range(0, min(period, stop - base), _BLOCK):
+            size = min(_BLOCK, period - low, stop - base - low)
+            theta = threshold[low : low + size]
+            shift = offset[low : low + size]
+            worth = amplitude[low : low + size]
+            scale = factor[low : low + size]
+            here = base + low
+            for j in range(size):
+                potential[j] = 0
+            for t in range(len(currents)):
+                row = currents[t, here : here + size]
+                if other is not None:
+                    second = other[t, here : here + size]
+                    for j in range(size):
+                        charged = leak * potential[j] + (row[j] + kind(second[j]) * scale[j])
+                        fires = charged + shift[j] >= theta[j]
+                        row[j] = worth[j] if fires else silence
+                        potential[j] = charged - theta[j] if fires else charged
+                else:
+                    for j in range(size):
+                        charged = leak * potential[j] + row[j]
+                        fires = charged + shift[j] >= theta[j]
+                        row[j] = worth[j] if fires else silence
                         potential[j] = charged - theta[j] if fires else charged
 
 

@@ -67,7 +67,15 @@ class FusedNeurons:
         self.leak = float(plan.parameters.get("leak", 1.0))
         self._patterns: dict[tuple[Any, ...], tuple[NDArray[Any], ...]] = {}
 
-    def __call__(self, currents: Tensor, timesteps: int, other: Tensor | None = None, *, still: bool = False) -> Tensor:
+    def __call__(
+        self,
+        currents: Tensor,
+        timesteps: int,
+        other: Tensor | None = None,
+        *,
+        still: bool = False,
+        overwrite: bool = False,
+    ) -> Tensor:
         """Fire.
 
         Parameters
@@ -80,6 +88,8 @@ class FusedNeurons:
             The second current, of the same shape and of any type.
         still : bool
             The currents are the same in every step.
+        overwrite : bool
+            The first current is not needed afterwards, so that what is sent may take its place in memory.
 
         Returns
         -------
@@ -88,7 +98,7 @@ class FusedNeurons:
         """
         steps = 1 if still else timesteps
         if (self.scan or _fastest(currents)) == "numba":
-            return self._by_numba(currents, other, timesteps, steps)
+            return self._by_numba(currents, other, timesteps, steps, overwrite)
         if other is not None:
             currents = currents + other.to(currents.dtype) * per_channel(self.factor, currents)
         each_step = currents.reshape(steps, -1, *currents.shape[1:])
@@ -100,19 +110,22 @@ class FusedNeurons:
         sent = spikes.flatten(0, 1) * per_channel(self.plan.amplitude, rest)
         return sent if self.dtype is None else sent.to(self.dtype)
 
-    def _by_numba(self, currents: Tensor, other: Tensor | None, timesteps: int, steps: int) -> Tensor:
+    def _by_numba(self, currents: Tensor, other: Tensor | None, timesteps: int, steps: int, overwrite: bool) -> Tensor:
         from snn_lowlat.neurons import compiled
 
-        scan: Any = compiled.scan
-        order = memory_order(currents)
+        order, dtype = memory_order(currents), self.dtype or currents.dtype
         flat = currents.permute(order).contiguous()
-        sent = torch.empty((len(flat) // steps * timesteps, *flat.shape[1:]), dtype=self.dtype or currents.dtype)
-        first = flat.view(steps, -1).numpy()
+        rows = [flat.view(steps, -1).numpy()]
         second = None if other is None else other.permute(order).contiguous().view(steps, -1).numpy()
-        rows = sent.view(timesteps, -1).numpy()
-        parameters = self._parameters(currents, order, sent.dtype)
-        arguments = first, second, rows, *parameters, first.dtype.type(self.leak)
-        in_threads(lambda *part: scan(*arguments, *part), rows.shape[1], timesteps, len(parameters[0]))
+        parameters = self._parameters(currents, order, dtype)
+        scan: Any = compiled.scan_in_place
+        sent = flat
+        if not overwrite or steps < timesteps or dtype != currents.dtype:
+            scan = compiled.scan
+            sent = torch.empty((len(flat) // steps * timesteps, *flat.shape[1:]), dtype=dtype)
+            rows.append(sent.view(timesteps, -1).numpy())
+        arguments = *rows, second, *parameters, rows[0].dtype.type(self.leak)
+        in_threads(lambda *part: scan(*arguments, *part), rows[0].shape[1], timesteps, len(parameters[0]))
         return sent.permute(original_order(order))
 
     def _parameters(self, currents: Tensor, order: tuple[int, ...], dtype: torch.dtype) -> tuple[NDArray[Any], ...]:

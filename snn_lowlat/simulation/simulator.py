@@ -159,6 +159,8 @@ class _Interpreter(fx.Interpreter):
         self._passed = {node for site in self._sites.values() for node in site.rest}
         self._passed |= {found.second for found in sums.values() if found.factor is not None}
         self._before_spikes = _before(graph, set(self._sites))
+        # What a layer has just computed, for nobody else.
+        self._free = {node for node in graph.graph.nodes if len(node.users) == 1 and self._has_weights(node)}
         self._pools_charges = not is_online(plan)
         # Neurons whose spikes are worth what they are worth, and, for who wants to see them, 1.
         self._neurons: dict[tuple[str, bool], FusedNeurons] = {}
@@ -211,7 +213,8 @@ class _Interpreter(fx.Interpreter):
         plan = self._plan[name]
         if (name, watched) in self._neurons:
             first, other = currents if node in self._sums else (currents, None)
-            spikes = self._neurons[name, watched](first, self._timesteps, other, still=still)
+            overwrite = (self._sums[node].first if node in self._sums else node) in self._free
+            spikes = self._neurons[name, watched](first, self._timesteps, other, still=still, overwrite=overwrite)
         else:
             watched = True  # what they fire is worth 1
             each_step = currents.expand(self._timesteps, *currents.shape) if still else self._steps(currents)
@@ -223,6 +226,10 @@ class _Interpreter(fx.Interpreter):
 
     def _steps(self, values: Tensor) -> Tensor:
         return values.reshape(self._timesteps, -1, *values.shape[1:])
+
+    def _has_weights(self, node: fx.Node) -> bool:
+        module = self._module(node)
+        return module is not None and any(True for _ in (*module.parameters(), *module.buffers()))
 
     def _module(self, node: fx.Node) -> Any:
         return self.fetch_attr(str(node.target)) if node.op == "call_module" else None

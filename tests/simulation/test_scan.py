@@ -64,6 +64,19 @@ def test_two_currents_are_added_up(scan, kind, last, scaled):
     assert torch.equal(FusedNeurons(plan, factor, scan=scan)(currents, TIMESTEPS, other), expected(plan, total))
 
 
+@pytest.mark.parametrize("other", [None, torch.float32, torch.uint8], ids=str)
+@pytest.mark.parametrize("last", [False, True])
+def test_spikes_may_take_the_place_of_the_currents(scan, other, last):
+    shape = (2, 12, 7, 9)
+    plan, currents = make_plan(12, 0.9), make_currents(shape, last=last)
+    second = None if other is None else (make_currents(shape, seed=1) > 0.5).to(other)
+    wanted = expected(plan, currents if second is None else currents + second)
+    place = currents.data_ptr()
+    sent = FusedNeurons(plan, scan=scan)(currents, TIMESTEPS, second, overwrite=True)
+    assert torch.equal(sent, wanted)
+    assert (sent.data_ptr() == place) == (scan == "numba")
+
+
 @pytest.mark.parametrize("with_other", [False, True])
 def test_still_currents_are_the_same_in_every_step(scan, with_other):
     plan, currents = make_plan(3), make_currents((4, 3, 4, 4), last=True)[:4]
