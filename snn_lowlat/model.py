@@ -301,8 +301,9 @@ class SpikingModel(nn.Module):
         ]
         if self._ready is None or self._ready[0] != state:
             with torch.inference_mode(False):
-                integers = self.provenance.precision == "int8"
-                self._ready = state, Simulator(*self.normal_form(), images[:1].clone(), whole_numbers=integers)
+                graph, plan = self.normal_form(share=True)
+                whole = self.provenance.precision == "int8"
+                self._ready = state, Simulator(graph, plan, images[:1].clone(), whole_numbers=whole)
         return self._ready[1]
 
     @contextmanager
@@ -349,19 +350,24 @@ class SpikingModel(nn.Module):
         """Return the host's neuron modules by the names of their sites; their outputs are the spikes."""
         return get_backend(self.backend).spiking_layers(self.network)
 
-    def normal_form(self) -> tuple[fx.GraphModule, dict[str, SitePlan]]:
+    def normal_form(self, *, share: bool = False) -> tuple[fx.GraphModule, dict[str, SitePlan]]:
         """Return the network free of its host: layers with the weights, and a plan with the values, that it has now.
+
+        Parameters
+        ----------
+        share : bool
+            Share the weights with the host's network instead of copying them.
 
         Returns
         -------
         graph : GraphModule
-            The network in normal form, with copies of the weights; an ``nn.ReLU`` stands in each site.
+            The network in normal form; an ``nn.ReLU`` stands in each site.
         plan : dict of str to SitePlan
             What each site is. It differs from :attr:`plan` where the host's neurons have been trained.
         """
         host = get_backend(self.backend)
         plan = host.current_plan(self.network, self.plan)
-        return rebuild(self.structure, host.weights(self.network)), plan
+        return rebuild(self.structure, host.weights(self.network), share=share), plan
 
     def rebuilt(self, graph: fx.GraphModule, plan: Mapping[str, SitePlan]) -> SpikingModel:
         """Return this model with other weights and plans, in the same host, as after fine-tuning its normal form.

@@ -69,7 +69,7 @@ def describe(graph: fx.GraphModule) -> dict[str, Any]:
     return {"nodes": nodes, "modules": modules, "buffers": buffers}
 
 
-def rebuild(description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> fx.GraphModule:
+def rebuild(description: Mapping[str, Any], weights: Mapping[str, Tensor], *, share: bool = False) -> fx.GraphModule:
     """Build a network in normal form from its description and weights.
 
     Parameters
@@ -77,7 +77,9 @@ def rebuild(description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> fx
     description : mapping
         What :func:`describe` returned.
     weights : mapping of str to Tensor
-        The state of its layers and constants, by name; it is copied.
+        The state of its layers and constants, by name.
+    share : bool
+        Use the weights as they are; otherwise they are copied.
 
     Returns
     -------
@@ -111,12 +113,12 @@ def rebuild(description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> fx
             nodes[entry["name"]] = graph.create_node(op, target, args, name=entry["name"])
     graph.lint()
     network = fx.GraphModule(root, graph)
-    fill(network, weights)
+    fill(network, weights, share=share)
     return network.eval()
 
 
-def fill(graph: fx.GraphModule, weights: Mapping[str, Tensor]) -> None:
-    """Give a network in normal form copies of these weights; ceilings alone may be missing.
+def fill(graph: fx.GraphModule, weights: Mapping[str, Tensor], *, share: bool = False) -> None:
+    """Give a network in normal form these weights, or copies of them; ceilings alone may be missing.
 
     Raises
     ------
@@ -125,8 +127,8 @@ def fill(graph: fx.GraphModule, weights: Mapping[str, Tensor]) -> None:
     RuntimeError
         If weights have other shapes.
     """
-    copies = {name: value.detach().clone() for name, value in weights.items()}
-    found = graph.load_state_dict(copies, strict=False, assign=True)
+    values = {name: value.detach() if share else value.detach().clone() for name, value in weights.items()}
+    found = graph.load_state_dict(values, strict=False, assign=True)
     missing = [name for name in found.missing_keys if not name.endswith("_ceiling")]
     if missing or found.unexpected_keys:
         raise KeyError(f"weights {', '.join((missing or found.unexpected_keys)[:3])}")

@@ -44,7 +44,7 @@ class Simulator:
     Parameters
     ----------
     graph : GraphModule
-        A network in normal form; its weights are copied.
+        A network in normal form. Its weights are shared: where they change, another simulator is needed.
     plan : mapping of str to SitePlan
         What each site becomes.
     image : Tensor
@@ -58,7 +58,7 @@ class Simulator:
     def __init__(
         self, graph: fx.GraphModule, plan: Plan, image: Tensor, *, whole_numbers: bool = False, scan: str | None = None
     ) -> None:
-        graph = copy.deepcopy(graph).eval()
+        graph = fx.GraphModule(graph, copy.deepcopy(graph.graph)).eval()
         sums = _sums_before_neurons(graph, plan, image.shape[1:])
         on_bytes = whole_numbers and image.device.type == "cpu" and has_integer_kernels()
         if on_bytes:
@@ -69,9 +69,6 @@ class Simulator:
                 "precision, with the same spikes, but no faster than any other.",
                 stacklevel=2,
             )
-        for module in graph.modules():
-            if isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._interpreter = _Interpreter(graph, plan, sums, torch.uint8 if on_bytes else None, scan)
 
     @torch.no_grad()
