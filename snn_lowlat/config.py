@@ -103,6 +103,41 @@ class ReportConfig:
 
 
 @dataclass
+class BenchmarkConfig:
+    """What is timed instead of training and evaluating a network; see :func:`snn_lowlat.benchmark.run_benchmark`.
+
+    Parameters
+    ----------
+    networks : mapping
+        By name in the results, mappings of ``_target_`` and its arguments; None leaves one out. ``in_channels`` and
+        ``image_size`` are those of the images if the target takes them.
+    weights : mapping
+        By the same names, files of trained weights; random ones without a file.
+    input_shape : list of int
+        Of one image: channels, height, width.
+    timesteps : list of int
+        The numbers of steps.
+    batch_sizes : list of int
+        Images in a batch.
+    rounds : int
+        How often each contestant is timed in each setting, at most.
+    seconds : float
+        No further round of a setting starts after so many seconds, if there have been two.
+    memory : bool
+        Measure the memory too, for the most steps and the largest batch, each contestant in a process of its own.
+    """
+
+    networks: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, Any] = field(default_factory=dict)
+    input_shape: list[int] = field(default_factory=lambda: [3, 32, 32])
+    timesteps: list[int] = field(default_factory=lambda: [1, 4, 8, 16])
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 32, 128])
+    rounds: int = 25
+    seconds: float = 20.0
+    memory: bool = True
+
+
+@dataclass
 class Config:
     """The keys that a config has, and their types.
 
@@ -148,6 +183,9 @@ class Config:
         a mapping of such mappings.
     fine_tuning : mapping
         ``_target_`` and its arguments: how the converted network is trained on, and ``max_epochs``, for how long.
+    benchmark : BenchmarkConfig or None
+        Networks to time; of the other keys, only ``name``, ``seed``, ``threads``, ``folder`` and ``calibration`` count
+        then.
     """
 
     name: str = MISSING
@@ -172,6 +210,7 @@ class Config:
     training: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     fine_tuning: dict[str, Any] = field(default_factory=dict)
+    benchmark: Optional[BenchmarkConfig] = None  # noqa: UP045
 
 
 def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
@@ -237,7 +276,31 @@ def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
         raise ConfigError(str(unknown_name("precision", config.precision, PRECISIONS)))
     with config_errors("input_coding"):
         make_encoder(config.input_coding)
+    if config.benchmark is not None:
+        _check_benchmark(config)
     return config
+
+
+def _check_benchmark(config: DictConfig) -> None:
+    wanted = config.benchmark
+    for key in ("timesteps", "batch_sizes", "input_shape"):
+        values = list(wanted[key])
+        if not values or min(values) < 1:
+            raise ConfigError(f"benchmark.{key} must be whole numbers of at least 1, such as [1,4], not {values}.")
+    if len(wanted.input_shape) != 3:
+        raise ConfigError(f"benchmark.input_shape must be [channels,height,width], not {list(wanted.input_shape)}.")
+    if wanted.rounds < 2:
+        raise ConfigError(f"benchmark.rounds must be at least 2, not {wanted.rounds}.")
+    if not wanted.seconds >= 0:
+        raise ConfigError(f"benchmark.seconds must not be negative, not {wanted.seconds}.")
+    names = [str(name) for name, entry in wanted.networks.items() if entry is not None]
+    if not names:
+        raise ConfigError("benchmark.networks must hold a network: a name, and below it _target_ and its arguments.")
+    for name, file in wanted.weights.items():
+        if file is not None and name not in wanted.networks:
+            raise ConfigError(f"benchmark.weights: {unknown_name('network', name, names)}")
+    if config.device not in ("auto", "cpu"):
+        raise ConfigError(f"device must be auto or cpu where processors are timed, not {config.device}.")
 
 
 def unknown_key(overrides: Sequence[str]) -> str | None:

@@ -5,6 +5,9 @@ functions with them. Everything is written into Hydra's output folder as soon as
 ``checkpoints/last.ckpt``, ``ann.pt``, ``snn.pt``, ``results.csv``, ``results.json`` and ``accuracy_vs_timesteps.png``,
 with ``report=html`` ``report.html`` too. The runs of a ``--multirun`` are compared in ``leaderboard.md``.
 
+``python -m snn_lowlat.run +experiment=benchmark`` measures instead how long networks take, and writes ``benchmark.csv``
+and ``benchmark.png``.
+
 Where several processes train (``trainer.strategy=ddp``), all of them come here, and only the first goes on after it.
 """
 
@@ -33,6 +36,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import distributed, nn
 
+from snn_lowlat.benchmark import run_benchmark
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.config import (
     CONFIG_FOLDER,
@@ -89,7 +93,7 @@ def run(config: DictConfig, folder: Path) -> float:
     float
         Accuracy after T steps with the main strategy, in ``[0, 1]``, on the test images or, with
         ``objective=validation``, on those that were held out from training; not a number in a process that only helped
-        to train.
+        to train. With ``benchmark``, what :func:`snn_lowlat.benchmark.run_benchmark` returns.
 
     Raises
     ------
@@ -105,6 +109,8 @@ def run(config: DictConfig, folder: Path) -> float:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     seed_everything(config.seed, workers=True, verbose=False)
+    if config.benchmark is not None:
+        return run_benchmark(config, folder)
     device = _device(config.device)
     strategies = _strategies(config)
     refinements = [make(make_refinement, entry, "refinements") for entry in config.refinements]

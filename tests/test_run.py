@@ -459,7 +459,7 @@ def test_threads_are_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_keys_that_do_not_exist_are_answered_with_those_that_do() -> None:
     assert unknown_key(["+experiment=quickstart", "timesteps=2", "strategy.percentile=99", "+new=1", "-m"]) is None
-    assert "Did you mean 'timesteps'? There are: backend, calibration" in str(unknown_key(["timestep=2"]))
+    assert "Did you mean 'timesteps'? There are: backend, benchmark, calibration" in str(unknown_key(["timestep=2"]))
     answer = unknown_key(["strategy=threshold_balancing", "strategy.initial_potential=half"])
     assert "'initial_potential'. There are: granularity, name" in str(answer)
     assert unknown_key(["strategy=nothing"]) is None

@@ -24,6 +24,8 @@ __all__ = [
     "firing_figure",
     "inline",
     "latency_figure",
+    "line_look",
+    "plain_axes",
     "raster_figure",
     "series",
     "series_names",
@@ -122,7 +124,7 @@ def accuracy_figure(reports: Sequence[Report]) -> Figure:
         axes.plot(
             [point[0] for point in line.points],
             [100 * point[2] for point in line.points],
-            **_look(index),
+            **line_look(index),
             label=name,
         )
     known = list(dict.fromkeys(report.ann_accuracy for report in reports if report.ann_accuracy is not None))
@@ -135,7 +137,7 @@ def accuracy_figure(reports: Sequence[Report]) -> Figure:
     axes.set_ylim(top=min(axes.get_ylim()[1], 102))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_title(_title(reports), fontsize="medium")
-    _plain(axes)
+    plain_axes(axes)
     axes.legend(frameon=False, fontsize="small")
     return figure
 
@@ -176,7 +178,7 @@ def _draw_energies(axes: Any, reports: Sequence[Report], model: str) -> None:
         if not points:
             continue
         energies, accuracies, steps = zip(*points, strict=True)
-        axes.plot(energies, accuracies, **_look(index), label=line.name)
+        axes.plot(energies, accuracies, **line_look(index), label=line.name)
         # A few numbers of steps are enough to read a line by.
         shown = {t for t in steps if t & (t - 1) == 0} | {steps[-1]}
         for energy, accuracy, t in points:
@@ -207,7 +209,7 @@ def _draw_energies(axes: Any, reports: Sequence[Report], model: str) -> None:
     axes.set_ylabel("accuracy (%)")
     axes.set_ylim(top=min(axes.get_ylim()[1], 102))
     axes.set_title(f"cost model {model}; numbers: T", fontsize="small")
-    _plain(axes)
+    plain_axes(axes)
 
 
 def latency_figure(reports: Sequence[Report]) -> Figure:
@@ -222,7 +224,7 @@ def latency_figure(reports: Sequence[Report]) -> Figure:
     axes = figure.subplots()
     for index, line in enumerate(series(reports)):
         _, latencies, accuracies, _ = zip(*line.points, strict=True)
-        axes.plot(latencies, [100 * accuracy for accuracy in accuracies], **_look(index), label=line.name)
+        axes.plot(latencies, [100 * accuracy for accuracy in accuracies], **line_look(index), label=line.name)
     for accuracy in dict.fromkeys(report.ann_accuracy for report in reports if report.ann_accuracy is not None):
         axes.axhline(
             100 * accuracy, color="black", linestyle="--", linewidth=1.2, label=f"ANN ({100 * accuracy:.2f} %)"
@@ -232,7 +234,7 @@ def latency_figure(reports: Sequence[Report]) -> Figure:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set_title(_title(reports), fontsize="medium")
-    _plain(axes)
+    plain_axes(axes)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure
 
@@ -273,7 +275,7 @@ def error_figure(diagnosis: Diagnosis) -> Figure:
     axes.set_title(
         f"error by layer after T = {diagnosis.timesteps} steps, {diagnosis.images:,} images", fontsize="medium"
     )
-    _plain(axes)
+    plain_axes(axes)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize="small", handlelength=1.4)
     return figure
 
@@ -366,7 +368,8 @@ def inline(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _look(index: int) -> dict[str, Any]:
+def line_look(index: int) -> dict[str, Any]:
+    """Return colour, marker and style of a figure's line by its number: no two are alike in colour or grey."""
     return {
         "color": _COLOURS[index % len(_COLOURS)],
         "marker": _MARKERS[index % len(_MARKERS)],
@@ -377,7 +380,8 @@ def _look(index: int) -> dict[str, Any]:
     }
 
 
-def _plain(axes: Any) -> None:
+def plain_axes(axes: Any) -> None:
+    """Give axes a light grid, and no frame at the top and right."""
     axes.grid(color="0.88", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
