@@ -69,6 +69,7 @@ from snn_lowlat.model import SpikingModel
 from snn_lowlat.models import InputNormalisation, load_weights
 from snn_lowlat.persistence import load
 from snn_lowlat.refinement import make_refinement
+from snn_lowlat.run_record import RunRecord
 from snn_lowlat.strategies import Strategy, make_strategy
 from snn_lowlat.training import CeilingReLU, FineTuning, expand_input, fit_ceilings, replace_activations
 from snn_lowlat.training.resuming import check_checkpoint, find_checkpoint
@@ -80,6 +81,9 @@ logger = logging.getLogger("snn_lowlat.run")
 
 def run(config: DictConfig, folder: Path) -> float:
     """Train or load a network, convert it with each strategy, evaluate, and write everything into a folder.
+
+    What is already there, from a run of the same config by the same versions that came to its end, is not done again: a
+    sweep that was killed goes on where it is started again with the same ``hydra.sweep.dir``.
 
     Parameters
     ----------
@@ -103,9 +107,22 @@ def run(config: DictConfig, folder: Path) -> float:
     folder = folder.resolve()
     config = checked(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
+    record = RunRecord(config, folder)
+    returned = record.returned()
+    if returned is not None:
+        logger.info("This run is finished: its results are in %s. Delete that folder to do it again.", folder)
+        return returned
     if _is_first():
+        record.begin()
         with whole_file(folder / "config.yaml") as temporary:
             OmegaConf.save(config, temporary, resolve=True)
+    returned = _run(config, folder)
+    if _is_first():
+        record.finish(returned)
+    return returned
+
+
+def _run(config: DictConfig, folder: Path) -> float:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     seed_everything(config.seed, workers=True, verbose=False)

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from snn_lowlat import load, strategies
+from snn_lowlat import run as runner
 from snn_lowlat.config import CONFIG_FOLDER, ConfigError, build, checked, unknown_key
 from snn_lowlat.evaluation import COLUMNS
 from snn_lowlat.models import SmallCNN, load_weights
@@ -335,6 +336,39 @@ def test_a_resumed_training_is_the_one_that_was_not_interrupted(
     assert same_weights(whole / "ann.pt", tmp_path / "elsewhere" / "ann.pt")
 
 
+def test_a_finished_run_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = (*FAST, "timesteps=2", "trainer.max_epochs=0", "compare=[threshold_balancing]")
+    begun = []
+
+    def note(config: DictConfig, folder: Path) -> float:
+        begun.append(folder)
+        return done(config, folder)
+
+    done = runner._run
+    monkeypatch.setattr(runner, "_run", note)
+
+    def cut(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "plot_reports", cut)  # after results have been written
+        with pytest.raises(Killed):
+            run(composed(*options), tmp_path)
+    assert (tmp_path / "results.csv").exists()
+    accuracy = run(composed(*options), tmp_path)
+    assert len(begun) == 2
+    written = (tmp_path / "snn.pt").stat().st_mtime_ns
+    assert run(composed(*options), tmp_path) == accuracy
+    assert len(begun) == 2
+    assert (tmp_path / "snn.pt").stat().st_mtime_ns == written
+    run(composed(*options, "timesteps=3"), tmp_path)
+    run(composed(*options), tmp_path)
+    assert len(begun) == 4
+    monkeypatch.setattr("snn_lowlat.run_record.current_versions", lambda: {"torch": "newer"})
+    run(composed(*options), tmp_path)
+    assert len(begun) == 5
+
+
 def same_weights(first: Path, second: Path) -> bool:
     weights, others = (torch.load(file)["state_dict"] for file in (first, second))
     return weights.keys() == others.keys() and all(torch.equal(value, others[name]) for name, value in weights.items())
@@ -376,7 +410,7 @@ def test_tensorboard_writes_into_the_folder_or_says_what_to_install(
     for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
         monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{name}", False)
     with pytest.raises(ConfigError, match=r"(?s)trainer: .*`tensorboard`.*pip install"):
-        run(composed(*FAST, "timesteps=1", "trainer/logger=tensorboard"), tmp_path)
+        run(composed(*FAST, "timesteps=1", "trainer/logger=tensorboard"), tmp_path / "again")
 
 
 def test_half_precision_is_a_key_of_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

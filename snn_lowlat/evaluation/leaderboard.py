@@ -25,6 +25,7 @@ from snn_lowlat.evaluation.figures import energy_figure, latency_figure
 from snn_lowlat.evaluation.rendering import FORMATS, Rows, microjoules, write_report
 from snn_lowlat.evaluation.report import Report
 from snn_lowlat.files import whole_file
+from snn_lowlat.run_record import is_unfinished
 
 __all__ = ["LeaderboardCallback", "Run", "read_runs", "write_leaderboard"]
 
@@ -85,7 +86,7 @@ def _read_run(folder: Path, place: Path) -> Run:
     if results.is_file():
         content = json.loads(results.read_text(encoding="utf-8"))
         reports = tuple(Report.from_dict(report) for report in content["reports"])
-    elif error is None:
+    if error is None and (not results.is_file() or is_unfinished(place)):
         error = "it did not finish"
     if config.is_file():
         wanted = OmegaConf.load(config)

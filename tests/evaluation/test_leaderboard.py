@@ -84,6 +84,16 @@ def test_runs_are_compared_by_accuracy_and_failures_are_listed(tmp_path: Path) -
     assert not list(tmp_path.glob("report*"))
 
 
+def test_what_a_killed_run_has_found_is_listed_as_unfinished(tmp_path: Path) -> None:
+    run(tmp_path, "0", report("value_range", 4, 0.7))
+    (tmp_path / "0" / "run.json").write_text('{"run": "", "finished": false}')
+    write_leaderboard(tmp_path)
+    assert [(row["accuracy"], row["error"]) for row in table(tmp_path)] == [("0.7", ""), ("", "it did not finish")]
+    (tmp_path / "0" / "run.json").write_text('{"run": "", "finished": true, "returned": 0.7}')
+    write_leaderboard(tmp_path)
+    assert [row["error"] for row in table(tmp_path)] == [""]
+
+
 def test_without_energies_accuracy_stands_against_latency(tmp_path: Path) -> None:
     run(tmp_path, "0", report("value_range", 4, 0.7))
     write_leaderboard(tmp_path)
