@@ -31,6 +31,7 @@ import copy
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ from snn_lowlat.model import SpikingModel
 from snn_lowlat.neurons import NEURONS
 from snn_lowlat.plan import Plan
 from snn_lowlat.progress import tracked
-from snn_lowlat.simulation import is_counted, micro_batches, simulate, transmissions
+from snn_lowlat.simulation import Simulator, is_counted, micro_batches, simulate, transmissions
 
 __all__ = ["EventCounter", "LayerOperations", "Operations", "ann_operations", "measure_operations"]
 
@@ -260,6 +261,7 @@ class EventCounter:
         self._windows = is_counted(plan)
         self._images = 0
         self._shape: torch.Size = torch.Size()
+        self._simulator: Simulator | None = None
         # By site and number of steps: how many events each neuron sent, and spikes it fired, summed over images.
         self.events: dict[str, dict[int, Tensor]] = {}
         self.spikes: dict[str, dict[int, Tensor]] = {}
@@ -278,8 +280,12 @@ class EventCounter:
         # Neurons that see their whole window first fire otherwise in a shorter one.
         for steps in self._steps if self._windows else self._steps[-1:]:
             listed = [steps] if self._windows else self._steps
-            seen = _Observer(self, listed, watch if steps == self._steps[-1] else None)
-            outputs, _ = simulate(self._graph, self._plan, encode(images, steps, seed), seen)
+            inputs = encode(images, steps, seed)
+            if watch is not None and steps == self._steps[-1]:
+                outputs, _ = simulate(self._graph, self._plan, inputs, _Observer(self, listed, watch))
+            else:
+                self._simulator = self._simulator or Simulator(self._graph, self._plan, images)
+                outputs = self._simulator(inputs, partial(self.observe, listed))
             sent = input_events(self._encoder, images, steps, seed)
             if sent is not None:
                 self.add(self.events, _INPUT, listed, sent)
@@ -287,7 +293,7 @@ class EventCounter:
         self._shape = images.shape[1:]
         return outputs
 
-    def observe(self, name: str, listed: Sequence[int], spikes: Tensor) -> None:
+    def observe(self, listed: Sequence[int], name: str, spikes: Tensor) -> None:
         """Count one layer's spikes ``[T, N, C, ...]`` up to each of the steps listed."""
         plan = self._plan[name]
         self.add(self.spikes, name, listed, spikes)
@@ -324,17 +330,16 @@ class EventCounter:
 
 
 class _Observer:
-    """Hands what a simulation's neurons fire to a counter, and to whoever else wants to see it."""
+    """Hands what a simulation's neurons fire to a counter, and to somebody else who wants to see their currents too."""
 
     def __init__(
-        self, counter: EventCounter, listed: Sequence[int], watch: Callable[[str, Tensor, Tensor], None] | None
+        self, counter: EventCounter, listed: Sequence[int], watch: Callable[[str, Tensor, Tensor], None]
     ) -> None:
         self._counter, self._listed, self._watch = counter, listed, watch
 
     def __call__(self, name: str, currents: Tensor, spikes: Tensor) -> None:
-        self._counter.observe(name, self._listed, spikes)
-        if self._watch is not None:
-            self._watch(name, currents, spikes)
+        self._counter.observe(self._listed, name, spikes)
+        self._watch(name, currents, spikes)
 
 
 def ann_operations(graph: fx.GraphModule, input_shape: Sequence[int]) -> Operations:
