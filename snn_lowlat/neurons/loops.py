@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,13 +25,20 @@ _SHARE = 2**17
 
 
 @lru_cache
-def _has_numba() -> bool:
-    return find_spec("numba") is not None
+def _have_loops() -> bool:
+    if find_spec("numba") is None:
+        return False
+    try:
+        import_module("snn_lowlat.neurons.compiled")
+    except Exception as error:  # such as a version of NumPy that Numba does not know, or no place for compiled code
+        warnings.warn(f"Numba does not work here, so neurons run slower: {error}", stacklevel=3)
+        return False
+    return True
 
 
 def usable(values: Tensor) -> bool:
     """Say whether :mod:`snn_lowlat.neurons.compiled` can be imported and takes tensors of this type and device."""
-    return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64) and _has_numba()
+    return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64) and _have_loops()
 
 
 def memory_order(values: Tensor) -> tuple[int, ...]:
