@@ -127,7 +127,9 @@ def fill(graph: fx.GraphModule, weights: Mapping[str, Tensor], *, share: bool = 
     RuntimeError
         If weights have other shapes.
     """
-    values = {name: value.detach() if share else value.detach().clone() for name, value in weights.items()}
+    # What was made in inference mode is no parameter outside it.
+    shared = {name for name, value in weights.items() if share and not value.is_inference()}
+    values = {name: value.detach() if name in shared else value.detach().clone() for name, value in weights.items()}
     found = graph.load_state_dict(values, strict=False, assign=True)
     missing = [name for name in found.missing_keys if not name.endswith("_ceiling")]
     if missing or found.unexpected_keys:

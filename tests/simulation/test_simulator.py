@@ -146,6 +146,16 @@ def test_it_is_made_once(network):
     assert torch.equal(copy.deepcopy(snn)(images), snn(images))
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_networks_may_be_made_in_inference_mode(network, inside):
+    expected, images = convert(network)
+    with torch.inference_mode():
+        snn, _ = convert(network)
+    with torch.inference_mode(inside):
+        assert torch.equal(snn(images), expected(images))
+        assert torch.equal(snn(images), expected(images))
+
+
 def test_the_host_runs_while_somebody_watches_its_modules(network):
     snn, images = convert(network)
     calls = []
