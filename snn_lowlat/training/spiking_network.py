@@ -25,6 +25,8 @@ __all__ = ["TrainableNetwork", "TrainableNeurons"]
 
 _NEURONS = ("integrate_and_fire", "leaky_integrate_and_fire")
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# So many images, or steps of images, go through a layer at a time.
+_IMAGE_STEPS = 64
 _NORM_OF: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: nn.BatchNorm1d,
     nn.Conv1d: nn.BatchNorm1d,
@@ -203,6 +205,15 @@ class TrainableNetwork(nn.Module):
         Tensor
             ``[N, classes]``: the output averaged over the steps.
         """
+        # A few images at a time stay in a processor's cache, forwards and backwards; batch norms need them all.
+        size = len(inputs if constant else inputs[0])
+        if inputs.device.type == "cpu" and not self._norms:
+            size = max(1, _IMAGE_STEPS // self.timesteps)
+        parts = inputs.split(size, 0 if constant else 1)
+        outputs = [self._outputs(part, constant) for part in parts]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _outputs(self, inputs: Tensor, constant: bool) -> Tensor:
         walk = _Pass(self.graph, self.timesteps, constant)
         values: dict[fx.Node, Tensor] = {walk.nodes[0]: inputs if constant else inputs.flatten(0, 1)}
         parts = self.segments if self.training and torch.is_grad_enabled() else 1

@@ -138,6 +138,22 @@ def test_segments_change_memory_only(kind: type[nn.Module], segments: int) -> No
         torch.testing.assert_close(parts.state_dict()[name], value, msg=name)
 
 
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_batch_goes_through_in_parts(kind: type[nn.Module], constant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    snn = converted(kind)
+    images = make_images(7).double()
+    images = images if constant else images * torch.rand(3, 7, 1, 1, 1, dtype=torch.float64)
+    results = []
+    for steps_at_once in (1000, 6):
+        monkeypatch.setattr("snn_lowlat.training.spiking_network._IMAGE_STEPS", steps_at_once)
+        network = trainable(snn, True)
+        outputs = network(images, constant)
+        (outputs**2).sum().backward()
+        results.append([outputs, *(parameter.grad for parameter in network.parameters())])
+    for whole, parts in zip(*results, strict=True):
+        torch.testing.assert_close(parts, whole)
+
+
 def test_segments_keep_less() -> None:
     snn, images = converted(ResidualNetwork), make_images()
     kept = []
