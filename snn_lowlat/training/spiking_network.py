@@ -209,7 +209,7 @@ class TrainableNetwork(nn.Module):
         size = len(inputs if constant else inputs[0])
         if inputs.device.type == "cpu" and not self._norms:
             size = max(1, _IMAGE_STEPS // self.timesteps)
-        parts = inputs.split(size, 0 if constant else 1)
+        parts = torch.split(inputs, size, 0 if constant else 1)
         outputs = [self._outputs(part, constant) for part in parts]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
