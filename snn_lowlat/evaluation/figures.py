@@ -373,7 +373,8 @@ def line_look(index: int) -> dict[str, Any]:
     return {
         "color": _COLOURS[index % len(_COLOURS)],
         "marker": _MARKERS[index % len(_MARKERS)],
-        "linestyle": _STYLES[index // len(_COLOURS) % len(_STYLES)],
+        # Every other line is dashed, so that of two that lie on one another both can be seen.
+        "linestyle": _STYLES[(index % 2 + 2 * (index // len(_COLOURS))) % len(_STYLES)],
         "markersize": 4.5,
         "linewidth": 1.6,
         "zorder": 3,
