@@ -44,7 +44,7 @@ class Simulator:
     Parameters
     ----------
     graph : GraphModule
-        A network in normal form. Its weights are shared: where they change, another simulator is needed.
+        A network in normal form. It keeps its weights: where they change, another simulator is needed.
     plan : mapping of str to SitePlan
         What each site becomes.
     image : Tensor
@@ -69,6 +69,7 @@ class Simulator:
                 "precision, with the same spikes, but no faster than any other.",
                 stacklevel=2,
             )
+        _lay_channels_last(graph)
         self._interpreter = _Interpreter(graph, plan, sums, torch.uint8 if on_bytes else None, scan)
 
     @torch.no_grad()
@@ -93,6 +94,17 @@ class Simulator:
             images = images.contiguous(memory_format=torch.channels_last)
         outputs = self._interpreter.simulate(images, len(inputs), observe, still=still)
         return outputs.reshape(*inputs.shape[:2], *outputs.shape[1:])
+
+
+def _lay_channels_last(graph: fx.GraphModule) -> None:
+    """Give convolutions copies of their weights in the layout of what they read; else each call makes one."""
+    for name, module in list(graph.named_modules()):
+        if isinstance(module, nn.Conv2d):
+            laid_out = copy.copy(module)
+            weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
+            laid_out._parameters = {**module._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
+            parent, _, child = name.rpartition(".")
+            setattr(graph.get_submodule(parent), child, laid_out)
 
 
 @dataclass(frozen=True, eq=False)

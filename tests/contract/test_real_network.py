@@ -114,7 +114,7 @@ def test_every_spike_of_the_fast_simulation(resnet, cifar10):
         spikes += sum(values.numel() for values in host.values())
         changed += int((logits[-1].argmax(1) != others[-1].argmax(1)).sum())
     print(f"{differing} of {spikes} chances to spike are used differently, which changes {changed} predictions")
-    assert differing < 1e-5 * spikes
+    assert differing < 1e-4 * spikes
 
 
 @pytest.mark.data
