@@ -15,7 +15,7 @@ from snn_lowlat.adapters import get_backend
 from snn_lowlat.calibration import SiteStatistics, calibrate, inputs_of
 from snn_lowlat.encoding import make_encoder
 from snn_lowlat.errors import CalibrationError, ConversionError, unknown_name
-from snn_lowlat.graph import depth, describe, find_sites, normalise, to_integers
+from snn_lowlat.graph import depth, describe, find_sites, normalise, to_integers, with_rounded_weights
 from snn_lowlat.model import Provenance, SpikingModel
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.refinement import Refinement, make_refinement
@@ -97,7 +97,7 @@ def convert(
     )
     graph = conversion.normalise(model)
     conversion.calibrate(graph)
-    graph, plan = conversion.plan(graph)
+    graph, plan = conversion.plan(graph, precision)
     input_shape = tuple(conversion.example.shape[1:])
     provenance = Provenance.of(
         graph, conversion.strategy, conversion.refinements, input_shape=input_shape, precision=precision
@@ -196,9 +196,14 @@ class Conversion:
         self.statistics = calibrate(graph, self.batches, limit=self.limit, progress=self.progress)
 
     @torch.no_grad()
-    def plan(self, graph: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, SitePlan]]:
-        """Choose every site's neuron from its statistics, then refine; the graph may get other biases."""
+    def plan(self, graph: fx.GraphModule, precision: str = "fp32") -> tuple[fx.GraphModule, dict[str, SitePlan]]:
+        """Choose every site's neuron from its statistics, then refine; the graph may get other biases.
+
+        Refinements see the weights rounded as they will be in this precision, so that they mend that too.
+        """
         plan = {name: self.strategy.plan(site, self.timesteps) for name, site in self.statistics.items()}
+        if precision == "int8" and self.refinements:
+            graph = with_rounded_weights(graph, plan, self.example, self.timesteps)
         for refinement in self.refinements:
             graph, plan = refinement.refine(graph, plan, islice(self.batches, self.limit), self.timesteps)
         return graph, plan

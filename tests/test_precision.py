@@ -70,3 +70,20 @@ def test_it_is_evaluated_as_any_other():
 def test_unknown_precisions():
     with pytest.raises(ValueError, match=r"unknown precision 'int4'.*fp32"):
         converted(precision="int4")
+
+
+def test_corrections_see_the_rounded_weights():
+    """The channel means that bias correction matches are those of the network in whole numbers."""
+    seen = []
+
+    class Notes(snn_lowlat.Refinement):
+        name = "notes"
+
+        def refine(self, graph, plan, batches, timesteps):
+            seen.append(graph)
+            return graph, plan
+
+    converted(refinements=[Notes()])
+    converted(refinements=[Notes()], precision="fp32")
+    whole, single = (dict(graph.named_parameters()) for graph in seen)
+    assert all(torch.equal(whole[name], single[name]) == name.endswith("bias") for name in single)

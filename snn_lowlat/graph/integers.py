@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,7 @@ from snn_lowlat.graph.passes import without_ceilings
 from snn_lowlat.graph.sites import MAX_POOLS, find_sites
 from snn_lowlat.plan import Plan, SitePlan
 
-__all__ = ["LEVELS", "to_integers"]
+__all__ = ["LEVELS", "to_integers", "with_rounded_weights"]
 
 LEVELS = 127
 """The largest magnitude of a weight: eight bits, one of them the sign."""
@@ -96,6 +97,33 @@ def to_integers(
     return _Rewriting(graph, plan, images, timesteps).run()
 
 
+def with_rounded_weights(graph: fx.GraphModule, plan: Plan, images: Tensor, timesteps: int) -> fx.GraphModule:
+    """Round a network's weights to those that it will have in whole numbers, and leave all else as it is.
+
+    What follows, as a correction of biases, then sees what the rounding does. The arguments are those of
+    :func:`to_integers`.
+
+    Returns
+    -------
+    GraphModule
+        A copy. Layers that are called more than once keep their weights.
+
+    Raises
+    ------
+    ConversionError
+        As by :func:`to_integers`.
+    """
+    rewriting = _Rewriting(graph, plan, images, timesteps)
+    calls = Counter(str(node.target) for node in rewriting.graph.graph.nodes if node.op == "call_module")
+    rewriting.run()
+    rounded = copy.deepcopy(graph)
+    with torch.no_grad():
+        for name, weight in rewriting.rounded.items():
+            if calls[name] == 1:
+                rounded.get_submodule(name).weight.copy_(weight)  # type: ignore[union-attr, operator]
+    return rounded
+
+
 class _Rewriting:
     def __init__(self, graph: fx.GraphModule, plan: Plan, images: Tensor, timesteps: int) -> None:
         self.graph = without_ceilings(graph)
@@ -107,6 +135,8 @@ class _Rewriting:
             ShapeProp(self.graph).propagate(images[:2])
         self.sites = {site.node: site for site in find_sites(self.graph).values()}
         self.brightest = float(images.abs().max())
+        # By the layer's name, in the units of the original.
+        self.rounded: dict[str, Tensor] = {}
         self.thresholds: dict[fx.Node, Tensor] = {}
         self.weights: dict[fx.Node, Tensor] = {}
         self.together = self._layers_that_meet()
@@ -213,6 +243,9 @@ class _Rewriting:
         whole = (weight / unit.view(-1, *[1] * (weight.dim() - 1))).round()
         bias = (module.bias.double() / unit).round()
         (read,) = node.all_input_nodes
+        worth = self._folded(node, module) / module.weight.double()
+        original = whole * unit.view(-1, *[1] * (weight.dim() - 1)) / worth
+        self.rounded[str(node.target)] = torch.where(worth.isfinite() & (worth > 0), original, 0.0)
         largest = float((whole.flatten(1).abs().sum(1) * self.values[read].largest + bias.abs()).max())
         if largest * self.timesteps >= _EXACT:
             raise self._obstacle(node, f"its sums over {self.timesteps} steps are too large for exact arithmetic")

@@ -5,7 +5,8 @@ from torch import nn
 
 import snn_lowlat
 from snn_lowlat.errors import ConversionError
-from snn_lowlat.graph.integers import LEVELS, to_integers
+from snn_lowlat.graph.integers import LEVELS, to_integers, with_rounded_weights
+from snn_lowlat.models import SmallCNN
 from snn_lowlat.simulation import count, simulate
 
 
@@ -161,3 +162,30 @@ def test_leaks_are_refused():
     )
     with pytest.raises(ConversionError, match=f"{name}.*leak is no whole number"):
         to_integers(graph, plan, images, 4)
+
+
+def test_rounded_weights_are_those_in_whole_numbers():
+    """Times what their inputs are worth, they are multiples of one unit a channel, and rounding again keeps them."""
+    torch.manual_seed(0)
+    model, images = SmallCNN(width=4).eval(), torch.rand(20, 1, 8, 8)
+    snn = snn_lowlat.convert(model, [images], timesteps=4)
+    graph, plan = snn.normal_form()
+    rounded = with_rounded_weights(graph, plan, images, 4)
+    twice = with_rounded_weights(rounded, plan, images, 4)
+    whole, _ = to_integers(graph, plan, images, 4)
+    again, _ = to_integers(rounded, plan, images, 4)
+    before, first, second = (dict(network.named_parameters()) for network in (graph, rounded, twice))
+    for name, weight in before.items():
+        if name.endswith("bias"):
+            assert torch.equal(first[name], weight)
+        else:
+            assert not torch.equal(first[name], weight)
+            torch.testing.assert_close(first[name], weight, rtol=0, atol=float(weight.abs().max()) / 20)
+            torch.testing.assert_close(second[name], first[name], rtol=1e-6, atol=1e-8)
+    weights = [(module.weight, other.weight) for module, other in zip(layers(whole), layers(again), strict=True)]
+    assert weights
+    assert all(torch.equal(one, other) for one, other in weights)
+
+
+def layers(graph):
+    return [module for module in graph.modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
