@@ -2,7 +2,7 @@
 
 from snn_lowlat.graph.check import ConvertibilityReport, check_convertible
 from snn_lowlat.graph.description import describe, fill, rebuild
-from snn_lowlat.graph.integers import to_integers, with_rounded_weights
+from snn_lowlat.graph.integers import original_of, to_integers, with_rounded_weights
 from snn_lowlat.graph.normal_form import normalise
 from snn_lowlat.graph.obstacles import Obstacle
 from snn_lowlat.graph.passes import without_ceilings
@@ -29,6 +29,7 @@ __all__ = [
     "fill",
     "find_sites",
     "normalise",
+    "original_of",
     "output_bias_carrier",
     "rebuild",
     "to_integers",

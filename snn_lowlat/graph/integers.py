@@ -20,7 +20,7 @@ from snn_lowlat.graph.passes import without_ceilings
 from snn_lowlat.graph.sites import MAX_POOLS, find_sites
 from snn_lowlat.plan import Plan, SitePlan
 
-__all__ = ["LEVELS", "to_integers", "with_rounded_weights"]
+__all__ = ["LEVELS", "original_of", "to_integers", "with_rounded_weights"]
 
 LEVELS = 127
 """The largest magnitude of a weight: eight bits, one of them the sign."""
@@ -36,6 +36,7 @@ _AVERAGES = (nn.AvgPool2d, nn.AvgPool3d)
 _ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _SHAPES = (operator.getitem, torch.cat, torch.flatten, torch.reshape)
 _PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+_ORIGINAL = "original"
 _LEAKING = "leaky_integrate_and_fire"
 
 
@@ -106,7 +107,8 @@ def with_rounded_weights(graph: fx.GraphModule, plan: Plan, images: Tensor, time
     Returns
     -------
     GraphModule
-        A copy. Layers that are called more than once keep their weights.
+        A copy, of which :func:`original_of` returns the network it was made from. Layers that are called more than once
+        keep their weights.
 
     Raises
     ------
@@ -121,7 +123,14 @@ def with_rounded_weights(graph: fx.GraphModule, plan: Plan, images: Tensor, time
         for name, weight in rewriting.rounded.items():
             if calls[name] == 1:
                 rounded.get_submodule(name).weight.copy_(weight)  # type: ignore[union-attr, operator]
+    rounded.meta[_ORIGINAL] = graph
     return rounded
+
+
+def original_of(graph: fx.GraphModule) -> fx.GraphModule:
+    """Return the network that one with rounded weights was made from; any other network as it is."""
+    original: fx.GraphModule = graph.meta.get(_ORIGINAL, graph)
+    return original
 
 
 class _Rewriting:

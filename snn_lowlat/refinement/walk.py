@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.errors import CalibrationError
-from snn_lowlat.graph import MAX_POOLS, Site, find_sites
+from snn_lowlat.graph import MAX_POOLS, Site, find_sites, original_of
 from snn_lowlat.neurons import MARGIN, per_channel
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.simulation import count_spikes, fire, is_counted, is_online, micro_batches, pool_charges
@@ -33,7 +33,8 @@ class LayerwiseWalk(ABC):
     Parameters
     ----------
     graph : GraphModule
-        A network in normal form; the walk works on a copy.
+        A network in normal form; the walk works on a copy. If its weights have been rounded
+        (:func:`snn_lowlat.graph.with_rounded_weights`), the original network is that with the weights before.
     plan : dict of str to SitePlan
         What each site becomes; the walk works on a copy.
     images : Tensor
@@ -45,6 +46,7 @@ class LayerwiseWalk(ABC):
     def __init__(self, graph: fx.GraphModule, plan: dict[str, SitePlan], images: Tensor, timesteps: int) -> None:
         self.graph = copy.deepcopy(graph)
         self.plan = dict(plan)
+        self._original = fx.Interpreter(original_of(graph), garbage_collect_values=False)
         self.timesteps = timesteps
         self._counted = is_counted(plan)
         self._pools_charges = not self._counted and not is_online(plan)
@@ -160,7 +162,8 @@ class LayerwiseWalk(ABC):
             if isinstance(layer, MAX_POOLS):
                 currents: Any = args[0]
                 return pool_charges(layer, currents.unflatten(0, (self.timesteps, -1))).flatten(0, 1)
-        return getattr(self._interpreter, node.op)(node.target, args, kwargs)
+        interpreter = self._original if values is self._analog else self._interpreter
+        return getattr(interpreter, node.op)(node.target, args, kwargs)
 
 
 @dataclass(frozen=True)
