@@ -21,7 +21,7 @@ CONVERTIBLE = {
     "mnasnet0_5": 35,
     "shufflenet_v2_x0_5": 37,
 }
-SLOW = ("vgg11", "alexnet")  # like vgg11_bn, with as many weights
+SLOW = ("vgg11_bn", "vgg11", "alexnet")  # more than a hundred million weights each, or near it
 REFUSED = {"efficientnet_b0": "SiLU", "regnet_y_400mf": "Sigmoid", "convnext_tiny": "GELU"}
 
 
