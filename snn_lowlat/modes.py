@@ -11,10 +11,11 @@ __all__ = ["evaluating"]
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode; afterwards each of its modules is again in the mode that it was in."""
-    training = {module: module.training for module in network.modules()}
-    network.eval()
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Put networks into evaluation mode; afterwards each of their modules is again in the mode that it was in."""
+    training = {module: module.training for network in networks for module in network.modules()}
+    for network in networks:
+        network.eval()
     try:
         yield
     finally:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from snn_lowlat.devices import device_of
 from snn_lowlat.evaluation.report import Report
 from snn_lowlat.evaluation.steps import listed_steps
 from snn_lowlat.model import SpikingModel, current_versions
+from snn_lowlat.modes import evaluating
 from snn_lowlat.progress import tracked
 
 __all__ = ["FiringRates", "evaluate", "labels_of"]
@@ -70,7 +70,7 @@ def evaluate(
     images = 0
     networks = [snn] if ann is None else [snn, ann]
     rates = FiringRates()
-    with torch.inference_mode(), _eval_mode(*networks):
+    with torch.inference_mode(), evaluating(*networks):
         for batch in tracked(loader, "evaluating", progress=progress):
             inputs, labels = inputs_of(batch).to(place), labels_of(batch)
             if len(inputs) != len(labels):
@@ -159,15 +159,3 @@ def labels_of(batch: object) -> Tensor:
     if indices.dim() != 1 or indices.is_floating_point():
         raise ValueError(f"labels must be class indices of shape [N], not {indices.dtype} of {list(indices.shape)}.")
     return indices
-
-
-@contextmanager
-def _eval_mode(*networks: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for network in networks for module in network.modules()}
-    for network in networks:
-        network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

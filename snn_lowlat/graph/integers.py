@@ -252,7 +252,7 @@ class _Rewriting:
         whole = (weight / unit.view(-1, *[1] * (weight.dim() - 1))).round()
         bias = (module.bias.double() / unit).round()
         (read,) = node.all_input_nodes
-        worth = self._folded(node, module) / module.weight.double()
+        worth = weight / module.weight.double()
         original = whole * unit.view(-1, *[1] * (weight.dim() - 1)) / worth
         self.rounded[str(node.target)] = torch.where(worth.isfinite() & (worth > 0), original, 0.0)
         largest = float((whole.flatten(1).abs().sum(1) * self.values[read].largest + bias.abs()).max())

@@ -70,7 +70,10 @@ def scan(currents, sent, other, threshold, offset, factor, amplitude, leak, star
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def scan_in_place(currents, other, threshold, offset, factor, amplitude, leak, start, stop):
-    """Do what :func:`scan` does, and put what is sent where the currents were: half as much memory to pass."""
+    """Do what :func:`scan` does, and put what is sent where the currents were: half as much memory to pass.
+
+    A loop of its own, because the compiler leaves the vector units alone where two rows might overlap.
+    """
     period = len(threshold)
     potential = np.empty(_BLOCK, currents.dtype)
     silence, kind = amplitude.dtype.type(0), currents.dtype.type

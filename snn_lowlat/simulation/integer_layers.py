@@ -87,8 +87,7 @@ def use_integer_kernels(graph: fx.GraphModule, image: Tensor, largest: int = 1) 
     """
     for name, shape in _readers_of_spikes(graph, image, largest).items():
         layer: Any = graph.get_submodule(name)
-        parent, _, child = name.rpartition(".")
-        setattr(graph.get_submodule(parent), child, IntegerConvolution(layer, shape))
+        graph.set_submodule(name, IntegerConvolution(layer, shape))
 
 
 class _Bounds(fx.Interpreter):

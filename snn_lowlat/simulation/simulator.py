@@ -103,8 +103,7 @@ def _lay_channels_last(graph: fx.GraphModule) -> None:
             laid_out = copy.copy(module)
             weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
             laid_out._parameters = {**module._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
-            parent, _, child = name.rpartition(".")
-            setattr(graph.get_submodule(parent), child, laid_out)
+            graph.set_submodule(name, laid_out)
 
 
 @dataclass(frozen=True, eq=False)
