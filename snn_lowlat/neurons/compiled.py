@@ -12,7 +12,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-__all__ = ["scan", "scan_in_place", "window_backward", "window_forward"]
+__all__ = ["fire_again", "scan", "scan_in_place", "window_backward", "window_forward"]
 
 _BLOCK = 512
 
@@ -105,13 +105,15 @@ def scan_in_place(currents, other, threshold, offset, factor, amplitude, leak, s
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def window_forward(currents, charged, outputs, threshold, offset, worth, leak, start, stop):
+def window_forward(currents, other, charged, outputs, threshold, offset, worth, leak, start, stop):
     """Run integrate-and-fire neurons and keep the potentials that are compared with the threshold.
 
     Parameters
     ----------
-    currents : ndarray
-        ``[T, M]``, or ``[1, M]`` if the same in every step.
+    currents : ndarray or None
+        ``[T, M]``, or ``[1, M]`` if the same in every step; None if they are where the potentials will be.
+    other : ndarray or None
+        What is added to the currents; of their shape.
     charged, outputs : ndarray
         Filled with these potentials, and with what spikes are worth, ``[T, M]``.
     threshold, offset, worth : ndarray
@@ -122,7 +124,7 @@ def window_forward(currents, charged, outputs, threshold, offset, worth, leak, s
         Which neurons.
     """
     period = len(threshold)
-    potential = np.empty(_BLOCK, currents.dtype)
+    potential = np.empty(_BLOCK, charged.dtype)
     silence = worth.dtype.type(0)
     for base in range(start, stop, period):
         for low in range(0, min(period, stop - base), _BLOCK):
@@ -134,11 +136,21 @@ def window_forward(currents, charged, outputs, threshold, offset, worth, leak, s
             for j in range(size):
                 potential[j] = 0
             for t in range(len(outputs)):
-                current = currents[t if len(currents) > 1 else 0, here : here + size]
                 compared = charged[t, here : here + size]
                 out = outputs[t, here : here + size]
+                if currents is not None:
+                    current = currents[t if len(currents) > 1 else 0, here : here + size]
+                    for j in range(size):
+                        compared[j] = current[j]
+                if other is not None:
+                    second = other[t if len(other) > 1 else 0, here : here + size]
+                    for j in range(size):
+                        compared[j] = leak * potential[j] + (compared[j] + second[j])
+                else:
+                    for j in range(size):
+                        compared[j] = leak * potential[j] + compared[j]
                 for j in range(size):
-                    before = leak * potential[j] + current[j]
+                    before = compared[j]
                     level = before + shift[j]
                     fires = level >= theta[j]
                     compared[j] = level
@@ -147,12 +159,39 @@ def window_forward(currents, charged, outputs, threshold, offset, worth, leak, s
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
+def fire_again(charged, outputs, threshold, worth, start, stop):
+    """Fill in what spikes are worth from the potentials that are compared with the threshold; see `window_forward`."""
+    period = len(threshold)
+    silence = worth.dtype.type(0)
+    for t in range(len(charged)):
+        for base in range(start, stop, period):
+            size = min(period, stop - base)
+            compared = charged[t, base : base + size]
+            out = outputs[t, base : base + size]
+            for j in range(size):
+                out[j] = worth[j] if compared[j] >= threshold[j] else silence
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _slope(distance, surrogate, option, scale, zero, one):
+    """Return what stands for the derivative of a spike."""
+    far = abs(distance)
+    if surrogate == 0:
+        return scale if far < option else zero
+    if surrogate == 1:
+        return max(zero, scale * (one - far / option))
+    if surrogate == 2:
+        return scale / (one + (option * distance) * (option * distance))
+    return scale / ((one + option * far) * (one + option * far))
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def window_backward(
     charged,
     gradient,
     of_currents,
     threshold,
-    fraction,
+    offset,
     height,
     leak,
     surrogate,
@@ -174,7 +213,7 @@ def window_backward(
         The potentials that were compared with the threshold, and the gradient of the outputs, ``[T, M]``.
     of_currents : ndarray
         Filled with the gradient of the currents, ``[T, M]``, or ``[1, M]`` if they are the same in every step.
-    threshold, fraction, height : ndarray
+    threshold, offset, height : ndarray
         ``[P]``.
     leak : float
         What stays of the potential from one step to the next, in the currents' type.
@@ -185,76 +224,73 @@ def window_backward(
     detach_reset, paper_code : bool
         See ``SpikeOptions``.
     wants_threshold, wants_fraction, wants_leak : bool
-        Which sums are wanted; the others stay zero.
+        Which sums are wanted; the others need not be right.
     start, stop : int
         Which neurons.
 
     Returns
     -------
     ndarray
-        The sums over all places and steps that gradients of threshold, initial fraction and leak are made of,
-        ``[3, P]``, in double precision.
+        The sums over all places and steps that gradients of the threshold (times the threshold), of the initial
+        fraction and of the leak are made of, ``[3, P]``, in double precision.
     """
     period = len(threshold)
     sums = np.zeros((3, period), np.float64)
-    after, through = np.empty(_BLOCK, charged.dtype), np.empty(_BLOCK, charged.dtype)
     kind = charged.dtype.type
     zero, one = kind(0), kind(1)
-    steps = len(charged)
+    steps, still = len(charged), len(of_currents) < len(charged)
+    passes = leak * (zero if detach_reset else one)
+    slope, after = np.empty(_BLOCK, charged.dtype), np.empty(_BLOCK, charged.dtype)
+    of_threshold, of_leak = np.empty(_BLOCK, charged.dtype), np.empty(_BLOCK, charged.dtype)
+    all_steps = np.empty(_BLOCK, charged.dtype)
     for base in range(start, stop, period):
         for low in range(0, min(period, stop - base), _BLOCK):
             size = min(_BLOCK, period - low, stop - base - low)
             theta = threshold[low : low + size]
-            begun = fraction[low : low + size]
+            shift = offset[low : low + size]
             ratio = height[low : low + size]
-            of_threshold = sums[0, low : low + size]
-            of_fraction = sums[1, low : low + size]
-            of_leak = sums[2, low : low + size]
-            here = base + low
             for j in range(size):
-                after[j] = 0
+                after[j] = zero  # the gradient of the next step's potential
+                all_steps[j] = zero
+                of_threshold[j] = zero
+                of_leak[j] = zero
             for t in range(steps - 1, -1, -1):
-                compared = charged[t, here : here + size]
-                last = charged[max(t - 1, 0), here : here + size]
-                given = gradient[t, here : here + size]
-                row = t if len(of_currents) > 1 else 0
-                first = len(of_currents) > 1 or t == steps - 1
-                found = of_currents[row, here : here + size]
-                # One loop for each result: with more rows at once the compiler does not find out that none of them
-                # overlap, and gives up the vector units.
+                compared = charged[t, base + low : base + low + size]
+                given = gradient[t, base + low : base + low + size]
+                found = of_currents[0 if still else t, base + low : base + low + size]
+                # A short loop of its own: in a longer one the compiler gives up the vector units.
                 for j in range(size):
-                    distance = compared[j] / theta[j] - one
-                    far = abs(distance)
-                    if surrogate == 0:
-                        slope = scale if far < option else zero
-                    elif surrogate == 1:
-                        slope = max(zero, scale * (one - far / option))
-                    elif surrogate == 2:
-                        slope = scale / (one + (option * distance) * (option * distance))
-                    else:
-                        slope = scale / ((one + option * far) * (one + option * far))
-                    reset = zero if detach_reset else after[j]
-                    through[j] = slope * (given[j] * ratio[j] - reset)
-                if wants_threshold:
-                    for j in range(size):
-                        fired = one if compared[j] >= theta[j] else zero
-                        rise = given[j] if paper_code else fired * (given[j] * ratio[j])
-                        change = rise - fired * after[j]
-                        of_threshold[j] += change - (compared[j] / theta[j] - begun[j]) * through[j]
+                    slope[j] = _slope(compared[j] / theta[j] - one, surrogate, option, scale, zero, one)
                 if wants_fraction:
+                    of_fraction = sums[1, low : low + size]
                     for j in range(size):
-                        of_fraction[j] += through[j]
-                if wants_leak and t > 0:
+                        of_fraction[j] += slope[j] * (given[j] * ratio[j] - passes * after[j])
+                if wants_threshold and paper_code:
                     for j in range(size):
-                        left = last[j] - begun[j] * theta[j]
-                        stayed = left - theta[j] if last[j] >= theta[j] else left
-                        of_leak[j] += stayed * (through[j] + after[j])
-                if first:
+                        of_threshold[j] += given[j] * theta[j] * (one - (ratio[j] if compared[j] >= theta[j] else zero))
+                if wants_threshold or wants_leak:
                     for j in range(size):
-                        found[j] = through[j] + after[j]
+                        back = leak * after[j]
+                        worth = given[j] * ratio[j]
+                        through = slope[j] * (worth - passes * after[j])
+                        left = compared[j] - shift[j]
+                        fires = compared[j] >= theta[j]
+                        of_threshold[j] += ((worth - back) * theta[j] if fires else zero) - left * through
+                        of_leak[j] += (left - theta[j] if fires else left) * after[j]
+                        after[j] = back + through
+                        found[j] = back + through
                 else:
                     for j in range(size):
-                        found[j] += through[j] + after[j]
+                        before = slope[j] * (given[j] * ratio[j] - passes * after[j]) + leak * after[j]
+                        after[j] = before
+                        found[j] = before
+                if still:
+                    for j in range(size):
+                        all_steps[j] += after[j]
+                        found[j] = all_steps[j]
+            if wants_threshold or wants_leak:
+                sum_of_threshold, sum_of_leak = sums[0, low : low + size], sums[2, low : low + size]
                 for j in range(size):
-                    after[j] = (through[j] + after[j]) * leak
+                    sum_of_threshold[j] += of_threshold[j]
+                    sum_of_leak[j] += of_leak[j]
     return sums

@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -53,39 +54,39 @@ def original_order(order: Sequence[int]) -> tuple[int, ...]:
     return tuple(order.index(dim) for dim in range(len(order)))
 
 
-def pattern(values: Tensor, like: Tensor, order: Sequence[int], dtype: torch.dtype | None = None) -> Array:
+def pattern(values: Array, like: Tensor, order: Sequence[int]) -> Array:
     """Repeat one value, or one a channel, as channels repeat in memory, until that is worth a block of the loop.
 
     Parameters
     ----------
-    values : Tensor
-        ``[]`` or ``[C]``.
+    values : ndarray
+        ``[..., 1]`` or ``[..., C]``.
     like : Tensor
         ``[N, C, ...]``.
     order : sequence of int
         The order of its dimensions in memory.
-    dtype : torch.dtype, optional
-        The pattern's type; that of ``like`` by default.
 
     Returns
     -------
     ndarray
-        ``[P]``: what belongs to element ``m`` of a row is at ``m % P``.
+        ``[..., P]``: what belongs to element ``m`` of a row is at ``m % P``.
     """
-    channels = like.shape[1]
-    places = 1 if order[-1] == 1 else like[0, 0].numel()
-    row = values.detach().to("cpu", dtype or like.dtype).expand(channels).repeat_interleave(places)
-    repeated: Array = row.repeat(max(1, _BLOCK // max(1, len(row)))).numpy()
-    return repeated
+    channels, places = like.shape[1], _places(like, order)
+    times = max(1, _BLOCK // max(1, channels * places))
+    repeated = np.empty((*values.shape[:-1], times, channels, places), values.dtype)
+    repeated[:] = values[..., np.newaxis, :, np.newaxis]
+    return repeated.reshape(*values.shape[:-1], -1)
 
 
-def of_channels(sums: Tensor, like: Tensor, order: Sequence[int]) -> Tensor:
+def of_channels(sums: Array, like: Tensor, order: Sequence[int]) -> Array:
     """Add up what belongs to one channel in sums over a pattern, ``[..., P]``, to ``[..., C]``."""
-    channels = like.shape[1]
-    if order[-1] == 1:
-        return sums.reshape(*sums.shape[:-1], -1, channels).sum(-2)
-    places = like[0, 0].numel()
-    return sums.reshape(*sums.shape[:-1], -1, channels, places).sum((-3, -1))
+    total: Array = sums.reshape(*sums.shape[:-1], -1, like.shape[1], _places(like, order)).sum((-3, -1))
+    return total
+
+
+def _places(like: Tensor, order: Sequence[int]) -> int:
+    """Return how many neighbours in memory belong to the same channel."""
+    return 1 if order[-1] == 1 else like[0, 0].numel()
 
 
 def in_threads(loop: Callable[[int, int], Any], neurons: int, steps: int, period: int) -> list[Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -19,10 +21,12 @@ from snn_lowlat.neurons.parameters import per_channel
 __all__ = [
     "SURROGATES",
     "THRESHOLD_GRADIENTS",
+    "Repeat",
     "SpikeOptions",
     "Surrogate",
     "atan",
     "fast_sigmoid",
+    "fire_repeatably",
     "rectangular",
     "sigmoid",
     "straight_through",
@@ -30,12 +34,17 @@ __all__ = [
     "triangle",
 ]
 
+Repeat = Callable[[], Tensor]
+"""Returns the outputs of a window once more."""
+
 Surrogate = Callable[[Tensor], Tensor]
 """What stands for the derivative of a spike, as a function of the distance ``u = potential / threshold - 1``."""
 
 THRESHOLD_GRADIENTS = ("proper", "paper_code")
 """How the height of spikes enters a threshold's gradient."""
 
+# Where these stand among the arguments of _Window.
+_THRESHOLD, _FRACTION, _LEAK = 2, 3, 5
 # So many elements of a tensor at a time, for all steps, stay in the processor's cache.
 _ELEMENTS_AT_ONCE = 2**16
 
@@ -132,6 +141,7 @@ def surrogate_integrate_and_fire(
     leak: Tensor,
     timesteps: int,
     options: SpikeOptions | None = None,
+    other: Tensor | None = None,
 ) -> Tensor:
     r"""Integrate-and-fire neurons with gradients: the output for a whole window of currents.
 
@@ -175,15 +185,62 @@ def surrogate_integrate_and_fire(
         The number of steps :math:`T`.
     options : SpikeOptions, optional
         How gradients pass spikes.
+    other : Tensor, optional
+        What is added to the currents, of their shape; quicker than a sum of its own, as in a residual network.
 
     Returns
     -------
     Tensor
         Of shape ``[T, N, C, ...]``: spikes times their height and threshold.
     """
-    options = options or SpikeOptions()
-    outputs: Tensor = _Window.apply(currents, threshold, initial_fraction, height, leak, timesteps, options)
+    parameters = threshold, initial_fraction, height, leak
+    outputs, _ = fire_repeatably(currents, *parameters, timesteps, options or SpikeOptions(), other)
     return outputs
+
+
+def fire_repeatably(
+    currents: Tensor,
+    threshold: Tensor,
+    initial_fraction: Tensor,
+    height: Tensor,
+    leak: Tensor,
+    timesteps: int,
+    options: SpikeOptions,
+    other: Tensor | None = None,
+    overwrite: bool = False,
+) -> tuple[Tensor, Repeat | None]:
+    """Do what :func:`surrogate_integrate_and_fire` does, and say how to get the outputs again, with less memory.
+
+    Who needs the outputs on the way back can drop them until then: they follow from the potentials, which are kept
+    there anyhow.
+
+    Parameters
+    ----------
+    currents, threshold, initial_fraction, height, leak, timesteps, options, other
+        See there.
+    overwrite : bool
+        The potentials may take the currents' place in memory. Nobody may read those afterwards, on the way back
+        neither; autograd is not told.
+
+    Returns
+    -------
+    Tensor
+        The outputs, ``[T, N, C, ...]``.
+    callable or None
+        Returns them once more, to the last bit, without gradients; None if they don't follow from the potentials.
+
+    Raises
+    ------
+    ValueError
+        If the two currents differ in shape.
+    """
+    if other is not None and other.shape != currents.shape:
+        raise ValueError(
+            f"the currents have shape {tuple(currents.shape)}, what is added to them has shape {tuple(other.shape)}."
+        )
+    parameters = threshold, initial_fraction, height, leak
+    outputs, repeat = _Window.apply(currents, other, *parameters, timesteps, options, overwrite)
+    return outputs, repeat
 
 
 class _Window(torch.autograd.Function):
@@ -193,20 +250,25 @@ class _Window(torch.autograd.Function):
     def forward(
         ctx: Any,
         currents: Tensor,
+        other: Tensor | None,
         threshold: Tensor,
         initial_fraction: Tensor,
         height: Tensor,
         leak: Tensor,
         timesteps: int,
         options: SpikeOptions,
-    ) -> Tensor:
-        """Return the outputs; the arguments are those of :func:`surrogate_integrate_and_fire`."""
-        ctx.constant, ctx.options = len(currents) == 1, options
-        one_step = currents[0]
+        overwrite: bool,
+    ) -> tuple[Tensor, Repeat | None]:
+        """Return what :func:`fire_repeatably` does."""
+        ctx.constant, ctx.options, ctx.rows = len(currents) == 1, options, None
+        one_step, parameters = currents[0], (threshold, initial_fraction, height, leak)
         if options.smooth is None and usable(currents):
-            charged, outputs = _forward_loop(currents, threshold, initial_fraction, height, leak, timesteps)
-            ctx.save_for_backward(charged, threshold, initial_fraction, height, leak)
-            return outputs
+            ctx.rows = _Rows(one_step, *parameters)
+            charged, outputs = _forward_loop(currents, other, ctx.rows, timesteps, overwrite)
+            ctx.save_for_backward(charged, *parameters)
+            return outputs, partial(_repeat_loop, charged, ctx.rows)
+        if other is not None:
+            currents = currents + other
         level, worth = per_channel(threshold, one_step), per_channel(height * threshold, one_step)
         offset, stays = per_channel(initial_fraction * threshold, one_step), _leaking(leak)
         charged, outputs = _window_like(one_step, timesteps), _window_like(one_step, timesteps)
@@ -227,24 +289,22 @@ class _Window(torch.autograd.Function):
                 if step + 1 < timesteps:
                     potential = torch.addcmul(potential, fired, level, value=-1)
                 fired.mul_(worth)
-        ctx.save_for_backward(charged, threshold, initial_fraction, height, leak)
-        return outputs
+        ctx.save_for_backward(charged, *parameters)
+        return outputs, None if options.smooth else partial(_repeat, charged, level, worth)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the forward pass's arguments."""
-        charged, threshold, initial_fraction, height, leak = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the forward pass's arguments from that of the outputs."""
+        charged, threshold, initial_fraction, height, leak = saved = ctx.saved_tensors
         options: SpikeOptions = ctx.options
         surrogate = _compiled_surrogate(options)
-        if surrogate is not None and usable(charged) and usable(gradient):
-            found = _backward_loop(ctx, (charged, threshold, initial_fraction, height, leak), gradient, surrogate)
-            wanted = zip(found, ctx.needs_input_grad[:5], strict=True)
-            return *(part if needed else None for part, needed in wanted), None, None
+        if ctx.rows is not None and surrogate is not None and usable(gradient):
+            return _of_arguments(ctx, *_backward_loop(ctx, saved, gradient, surrogate))
         one_step, timesteps = charged[0], len(charged)
         level, fraction = per_channel(threshold, one_step), per_channel(initial_fraction, one_step)
         ratio, stays = per_channel(height, one_step), _leaking(leak)
-        wants_threshold, wants_fraction, _, wants_leak = ctx.needs_input_grad[1:5]
+        wants_threshold, wants_fraction, wants_leak = _wanted(ctx)
         along_channels = [0, *range(2, one_step.dim())]
         of_currents = _window_like(one_step, 1 if ctx.constant else timesteps)
         of_threshold, of_fraction = one_step.new_zeros((2, one_step.shape[1]), dtype=torch.float64)
@@ -283,15 +343,26 @@ class _Window(torch.autograd.Function):
                         stayed = torch.addcmul(last - fraction * level, _fired(last, level, options), level, value=-1)
                         of_leak += stayed.mul_(before).sum()
                     after = before if stays is None else before * stays
-        return (
+        return _of_arguments(
+            ctx,
             of_currents,
-            _like(of_threshold, threshold) if wants_threshold else None,
-            _like(of_fraction * threshold, initial_fraction) if wants_fraction else None,
-            None,
-            of_leak.to(leak) if wants_leak else None,
-            None,
-            None,
+            _like(of_threshold, threshold),
+            _like(of_fraction * threshold, initial_fraction),
+            of_leak.to(leak),
         )
+
+
+def _wanted(ctx: Any) -> list[bool]:
+    """Say whether threshold, initial fraction and leak want gradients."""
+    return [ctx.needs_input_grad[place] for place in (_THRESHOLD, _FRACTION, _LEAK)]
+
+
+def _of_arguments(
+    ctx: Any, of_currents: Tensor, of_threshold: Tensor, of_fraction: Tensor, of_leak: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of all arguments of :class:`_Window`, as far as they are wanted."""
+    found = of_currents, of_currents, of_threshold, of_fraction, None, of_leak, None, None, None
+    return tuple(value if needed else None for value, needed in zip(found, ctx.needs_input_grad, strict=True))
 
 
 def _compiled_surrogate(options: SpikeOptions) -> tuple[int, float, float] | None:
@@ -307,61 +378,90 @@ def _compiled_surrogate(options: SpikeOptions) -> tuple[int, float, float] | Non
     return list(COMPILED).index(function), *COMPILED[function](**arguments)
 
 
+class _Rows:
+    """Parameters of neurons as they repeat in memory, ``[P]``; see :mod:`snn_lowlat.neurons.compiled`.
+
+    They lie as one step of a window does.
+    """
+
+    def __init__(
+        self, one_step: Tensor, threshold: Tensor, initial_fraction: Tensor, height: Tensor, leak: Tensor
+    ) -> None:
+        channels = np.empty((4, one_step.shape[1]), one_step.numpy().dtype)
+        for row, value in zip(channels, (threshold, initial_fraction, height, height), strict=True):
+            row[:] = value.detach().numpy()
+        self.by_channel = channels[0]
+        channels[1] *= self.by_channel
+        channels[3] *= self.by_channel
+        self.order = memory_order(one_step) if one_step.dim() == 4 else tuple(range(one_step.dim()))
+        self.threshold, self.offset, self.height, self.worth = pattern(channels, one_step, self.order)
+        self.leak = channels.dtype.type(float(leak.detach()))
+
+    def view(self, values: Tensor) -> NDArray[Any]:
+        """Return ``[T, N, C, ...]`` as rows in memory, ``[T, M]``; a copy if it lies there in another way."""
+        steps = values.detach().permute(0, *(dim + 1 for dim in self.order))
+        rows: NDArray[Any] = steps.contiguous().view(len(steps), -1).numpy()
+        return rows
+
+    def run(self, loop: Callable[[int, int], Any], window: NDArray[Any]) -> list[Any]:
+        """Run a loop over the neurons of a window ``[T, M]``."""
+        return in_threads(loop, window.shape[1], len(window), len(self.threshold))
+
+
 def _forward_loop(
-    currents: Tensor, threshold: Tensor, initial_fraction: Tensor, height: Tensor, leak: Tensor, timesteps: int
+    currents: Tensor, other: Tensor | None, rows: _Rows, timesteps: int, overwrite: bool
 ) -> tuple[Tensor, Tensor]:
     from snn_lowlat.neurons import compiled
 
     loop: Any = compiled.window_forward
-    one_step = currents[0]
-    charged, outputs = _window_like(one_step, timesteps), _window_like(one_step, timesteps)
-    order = memory_order(charged[0])
-    parameters = [pattern(value, one_step, order) for value in (threshold, initial_fraction * threshold)]
-    parameters.append(pattern(height * threshold, one_step, order))
-    rows = [_rows(values, order) for values in (currents, charged, outputs)]
-    stays = rows[0].dtype.type(float(leak))
-    in_threads(lambda *part: loop(*rows, *parameters, stays, *part), rows[0].shape[1], timesteps, len(parameters[0]))
+    outputs = _window_like(currents[0], timesteps)
+    overwrite = overwrite and currents.stride() == outputs.stride() and len(currents) == timesteps
+    charged = currents.detach() if overwrite else _window_like(currents[0], timesteps)
+    first = None if overwrite else rows.view(currents)
+    second = None if other is None else rows.view(other)
+    windows = rows.view(charged), rows.view(outputs)
+    arguments = first, second, *windows, rows.threshold, rows.offset, rows.worth, rows.leak
+    rows.run(lambda *part: loop(*arguments, *part), windows[0])
     return charged, outputs
+
+
+def _repeat_loop(charged: Tensor, rows: _Rows) -> Tensor:
+    from snn_lowlat.neurons import compiled
+
+    loop: Any = compiled.fire_again
+    outputs = _window_like(charged[0], len(charged))
+    windows = rows.view(charged), rows.view(outputs)
+    rows.run(lambda *part: loop(*windows, rows.threshold, rows.worth, *part), windows[0])
+    return outputs
+
+
+def _repeat(charged: Tensor, level: Tensor, worth: Tensor) -> Tensor:
+    return torch.ge(charged, level, out=torch.empty_like(charged)).mul_(worth)
 
 
 def _backward_loop(
     ctx: Any, saved: tuple[Tensor, ...], gradient: Tensor, surrogate: tuple[int, float, float]
-) -> list[Tensor | None]:
-    """Return the gradients of currents, threshold, initial fraction, height and leak."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of currents, threshold, initial fraction and leak."""
     from snn_lowlat.neurons import compiled
 
     loop: Any = compiled.window_backward
-    charged, threshold, initial_fraction, height, leak = saved
+    charged, threshold, initial_fraction, _, leak = saved
     options: SpikeOptions = ctx.options
-    one_step = charged[0]
-    order = memory_order(one_step)
-    of_currents = _window_like(one_step, 1 if ctx.constant else len(charged))
-    parameters = [pattern(value, one_step, order) for value in (threshold, initial_fraction, height)]
-    rows = [_rows(values, order) for values in (charged, gradient, of_currents)]
-    kind, (number, option, scale) = rows[0].dtype.type, surrogate
-    settings: list[Any] = [kind(float(leak)), number, kind(option), kind(scale)]
-    wanted = ctx.needs_input_grad[1], ctx.needs_input_grad[2], ctx.needs_input_grad[4]
-    settings += [options.detach_reset, options.threshold_gradient == "paper_code", *wanted]
-    parts = in_threads(
-        lambda *part: torch.from_numpy(loop(*rows, *parameters, *settings, *part)),
-        rows[0].shape[1],
-        len(charged),
-        len(parameters[0]),
-    )
-    sums = of_channels(torch.stack(parts).sum(0), one_step, order)
-    return [
-        of_currents,
-        _like(sums[0], threshold),
-        _like(sums[1] * threshold, initial_fraction),
-        None,
-        sums[2].sum().to(leak),
-    ]
-
-
-def _rows(values: Tensor, order: Sequence[int]) -> Any:
-    """Return ``[T, N, C, ...]`` as rows in memory, ``[T, M]``: a view if that is how it lies there."""
-    steps = values.detach().permute(0, *(dim + 1 for dim in order))
-    return steps.contiguous().view(len(steps), -1).numpy()
+    rows: _Rows = ctx.rows
+    of_currents = _window_like(charged[0], 1 if ctx.constant else len(charged))
+    windows = [rows.view(values) for values in (charged, gradient, of_currents)]
+    number, *shape = surrogate
+    settings: list[Any] = [number, *map(type(rows.leak), shape)]
+    settings += [options.detach_reset, options.threshold_gradient == "paper_code", *_wanted(ctx)]
+    arguments = *windows, rows.threshold, rows.offset, rows.height, rows.leak, *settings
+    parts = rows.run(lambda *part: loop(*arguments, *part), windows[0])
+    sums = of_channels(sum(parts), charged[0], rows.order)
+    sums[0] /= rows.by_channel
+    sums[1] *= rows.by_channel
+    found = zip(torch.from_numpy(sums), (threshold, initial_fraction, leak), strict=True)
+    of_threshold, of_fraction, of_leak = (_like(channels, parameter) for channels, parameter in found)
+    return of_currents, of_threshold, of_fraction, of_leak
 
 
 def _leaking(leak: Tensor) -> Tensor | None:

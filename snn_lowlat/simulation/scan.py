@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -132,9 +133,15 @@ class FusedNeurons:
         """Return threshold, initial potential, factor and amplitude as they repeat in memory."""
         key = currents.shape[1:], order, currents.dtype, dtype
         if key not in self._patterns:
-            values = self.plan.threshold, self.plan.initial_potential, self.factor
-            rows = [pattern(value, currents, order) for value in values]
-            self._patterns[key] = *rows, pattern(self.plan.amplitude, currents, order, dtype)
+            plan, kind = self.plan, currents.dtype
+            values = [
+                (plan.threshold, kind),
+                (plan.initial_potential, kind),
+                (self.factor, kind),
+                (plan.amplitude, dtype),
+            ]
+            rows = [np.atleast_1d(value.detach().to("cpu", kind).numpy()) for value, kind in values]
+            self._patterns[key] = tuple(pattern(row, currents, order) for row in rows)
         return self._patterns[key]
 
 

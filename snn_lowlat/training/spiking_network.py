@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils.checkpoint import checkpoint
 
@@ -18,15 +17,15 @@ from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.graph import find_sites
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import fold_batch_norms
-from snn_lowlat.neurons.surrogate import SpikeOptions, surrogate_integrate_and_fire
+from snn_lowlat.neurons.surrogate import SpikeOptions
 from snn_lowlat.plan import Plan, SitePlan
+from snn_lowlat.training.trainable_neurons import TrainableNeurons
+from snn_lowlat.training.window_pass import WindowPass
 
-__all__ = ["TrainableNetwork", "TrainableNeurons"]
+__all__ = ["TrainableNetwork"]
 
 _NEURONS = ("integrate_and_fire", "leaky_integrate_and_fire")
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-# So many images, or steps of images, go through a layer at a time.
-_IMAGE_STEPS = 64
 _NORM_OF: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: nn.BatchNorm1d,
     nn.Conv1d: nn.BatchNorm1d,
@@ -35,90 +34,15 @@ _NORM_OF: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-class TrainableNeurons(nn.Module):
-    """A layer of integrate-and-fire neurons whose thresholds and leak can be trained.
-
-    What a spike is worth and where the potential starts keep their ratio to the threshold.
-
-    Parameters
-    ----------
-    plan : SitePlan
-        What the neurons are now.
-    timesteps : int
-        The number of steps.
-    options : SpikeOptions
-        How gradients pass spikes.
-    dropout : float
-        The probability with which a neuron is silent for an image in training, in all steps.
-
-    Attributes
-    ----------
-    threshold : Parameter
-        ``[]`` or ``[C]``, in units of the pre-activation.
-    leak : Parameter
-        ``[]``: what stays of the potential from one step to the next.
-    initial_fraction, height : Tensor
-        The initial potential and what a spike is worth, in units of the threshold.
-    """
-
-    smallest: float = 1e-3
-    """No threshold falls below this fraction of what it was at the start."""
-
-    def __init__(self, plan: SitePlan, timesteps: int, options: SpikeOptions, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.threshold = nn.Parameter(plan.threshold.clone())
-        self.leak = nn.Parameter(torch.tensor(float(plan.parameters.get("leak", 1.0))).to(plan.threshold))
-        self.register_buffer("initial_fraction", plan.initial_potential / plan.threshold)
-        self.register_buffer("height", plan.amplitude / plan.threshold)
-        self.register_buffer("least", self.smallest * plan.threshold)
-        self.timesteps = timesteps
-        self.options = options
-        self.dropout = dropout
-
-    initial_fraction: Tensor
-    height: Tensor
-    least: Tensor
-
-    def forward(self, currents: Tensor) -> Tensor:
-        """Map currents ``[T, N, C, ...]``, or ``[1, N, C, ...]`` for all steps, to outputs ``[T, N, C, ...]``."""
-        outputs = surrogate_integrate_and_fire(
-            currents, self.threshold, self.initial_fraction, self.height, self.leak, self.timesteps, self.options
-        )
-        if self.training and self.dropout:
-            outputs = outputs * nn.functional.dropout(torch.ones_like(outputs[0]), self.dropout)
-        return outputs
-
-    @torch.no_grad()
-    def keep_valid(self) -> None:
-        """Bring thresholds and leak back into their ranges, which a step of an optimizer may leave."""
-        self.threshold.clamp_(min=self.least)
-        self.leak.clamp_(0, 1)
-
-    def site_plan(self) -> SitePlan:
-        """Return what the neurons are now."""
-        leak = float(self.leak.detach())
-        return SitePlan(
-            threshold=self.threshold,
-            initial_potential=self.initial_fraction * self.threshold,
-            amplitude=self.height * self.threshold,
-            neuron="integrate_and_fire" if leak == 1 else "leaky_integrate_and_fire",
-            parameters={} if leak == 1 else {"leak": leak},
-        )
-
-    def extra_repr(self) -> str:
-        """Show how many thresholds there are and the leak."""
-        return f"thresholds={self.threshold.numel()}, leak={float(self.leak.detach()):.4g}, dropout={self.dropout}"
-
-
 class TrainableNetwork(nn.Module):
     """A spiking network that gradients can pass, built from a network in normal form and its plan.
 
     Time is folded into the batch: ``[T * N, ...]`` through the layers, ``[T, N, ...]`` through the neurons. What lies
     before the first neurons is computed once if the input is constant in time.
 
-    Memory grows in proportion to the number of steps: for each neuron and step two numbers are kept for the way back,
-    three with batch norm. With ``segments`` above 1 only what passes between so many parts of the network is kept, and
-    one part at a time is computed again on the way back.
+    Memory grows in proportion to the number of steps: for each neuron and step one number is kept for the way back, the
+    potential, from which layers that read spikes get them again; two with batch norm. With ``segments`` above 1 only
+    what passes between so many parts of the network is kept, and one part at a time is computed again on the way back.
 
     Parameters
     ----------
@@ -181,6 +105,9 @@ class TrainableNetwork(nn.Module):
             setattr(self.graph, name, neurons)
         self.register_buffer("measured", torch.tensor(not batch_norm))
         self.register_buffer("updates", torch.tensor(0))
+        if device.type == "cpu":
+            # Convolutions take three quarters of the time, forwards and backwards.
+            self.graph.to(memory_format=torch.channels_last)
         # A trainer leaves modes as they are.
         self.train()
 
@@ -205,21 +132,15 @@ class TrainableNetwork(nn.Module):
         Tensor
             ``[N, classes]``: the output averaged over the steps.
         """
-        # A few images at a time stay in a processor's cache, forwards and backwards; batch norms need them all.
-        size = len(inputs if constant else inputs[0])
-        if inputs.device.type == "cpu" and not self._norms:
-            size = max(1, _IMAGE_STEPS // self.timesteps)
-        parts = torch.split(inputs, size, 0 if constant else 1)
-        outputs = [self._outputs(part, constant) for part in parts]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-    def _outputs(self, inputs: Tensor, constant: bool) -> Tensor:
-        walk = _Pass(self.graph, self.timesteps, constant)
-        values: dict[fx.Node, Tensor] = {walk.nodes[0]: inputs if constant else inputs.flatten(0, 1)}
-        parts = self.segments if self.training and torch.is_grad_enabled() else 1
-        bounds = [round(len(walk.nodes) * part / parts) for part in range(parts + 1)]
+        images = inputs if constant else inputs.flatten(0, 1)
+        if images.dim() == 4 and images.device.type == "cpu":
+            images = images.contiguous(memory_format=torch.channels_last)
+        segments = self.segments if self.training and torch.is_grad_enabled() else 1
+        walk = WindowPass(self.graph, self.timesteps, constant, whole=segments == 1)
+        values: dict[fx.Node, Tensor] = {walk.nodes[0]: images}
+        bounds = [round(len(walk.nodes) * part / segments) for part in range(segments + 1)]
         for start, end in pairwise(bounds):
-            values = walk.run(start, end, values) if parts == 1 else self._checkpointed(walk, start, end, values)
+            values = walk.run(start, end, values) if segments == 1 else self._checkpointed(walk, start, end, values)
         (outputs,) = values.values()
         return outputs.view(self.timesteps, -1, *outputs.shape[1:]).mean(0)
 
@@ -274,7 +195,9 @@ class TrainableNetwork(nn.Module):
         fold_batch_norms(graph)
         return graph, plan
 
-    def _checkpointed(self, walk: _Pass, start: int, end: int, values: dict[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
+    def _checkpointed(
+        self, walk: WindowPass, start: int, end: int, values: dict[fx.Node, Tensor]
+    ) -> dict[fx.Node, Tensor]:
         before, after = list(values), list[fx.Node]()
 
         def part(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -300,54 +223,6 @@ class TrainableNetwork(nn.Module):
             for norm, (momentum, batches) in zip(norms, before, strict=True):
                 norm.momentum = momentum
                 norm.num_batches_tracked.copy_(batches)
-
-
-class _Pass:
-    """The nodes of a network in order, and what becomes of a window that passes them."""
-
-    def __init__(self, graph: fx.GraphModule, timesteps: int, constant: bool) -> None:
-        self.nodes = list(graph.graph.nodes)
-        self._timesteps = timesteps
-        self._interpreter = fx.Interpreter(graph)
-        self._modules = dict(graph.named_modules())
-        self._last_reader = {before: node for node in self.nodes for before in node.all_input_nodes}
-        self._varying: set[fx.Node] = set()
-        for node in self.nodes:
-            varies = not constant if node.op == "placeholder" else self._neurons(node) is not None
-            if varies or not self._varying.isdisjoint(node.all_input_nodes):
-                self._varying.add(node)
-
-    def run(self, start: int, end: int, values: dict[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
-        """Compute some of the nodes; maps the values that they read to those that are read after them."""
-        values = dict(values)
-        for node in self.nodes[start:end]:
-            if node.op != "placeholder":
-                values[node] = self._compute(node, values)
-            for before in node.all_input_nodes:
-                if self._last_reader[before] is node:
-                    del values[before]
-        return values
-
-    def _compute(self, node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Any:
-        neurons = self._neurons(node)
-        if neurons is not None:
-            (current,) = node.all_input_nodes
-            steps = self._timesteps if current in self._varying else 1
-            currents = values[current]
-            return neurons(currents.reshape(steps, -1, *currents.shape[1:])).flatten(0, 1)
-
-        def value(before: fx.Node) -> Tensor:
-            found = values[before]
-            if node not in self._varying or before in self._varying or before.op == "get_attr":
-                return found
-            return found.repeat(self._timesteps, *[1] * (found.dim() - 1))
-
-        args, kwargs = map_arg((node.args, node.kwargs), value)
-        return getattr(self._interpreter, node.op)(node.target, args, kwargs)
-
-    def _neurons(self, node: fx.Node) -> TrainableNeurons | None:
-        module = self._modules[str(node.target)] if node.op == "call_module" else None
-        return module if isinstance(module, TrainableNeurons) else None
 
 
 class _Moments:

@@ -16,6 +16,7 @@ from snn_lowlat.neurons.surrogate import (
     Surrogate,
     _compiled_surrogate,
     atan,
+    fire_repeatably,
     rectangular,
     sigmoid,
     straight_through,
@@ -232,6 +233,70 @@ def test_compiled_loops_and_torch_agree(
     assert torch.equal(results[0][0], results[1][0])
     for found, expected in zip(results[0][1:], results[1][1:], strict=True):
         torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def _implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(f"{surrogate_integrate_and_fire.__module__}.usable", lambda _: False)
+
+
+def window(steps: int, seed: int, layout: torch.memory_format = torch.channels_last) -> Tensor:
+    images = torch.randn(steps * 4, 5, 9, 7, generator=torch.Generator().manual_seed(seed))
+    return images.contiguous(memory_format=layout).view(steps, 4, 5, 9, 7)
+
+
+@pytest.mark.usefixtures("_implementation")
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_what_is_added_counts_as_part_of_the_currents(constant: bool, layout: torch.memory_format) -> None:
+    steps = 1 if constant else 3
+    first, second = window(steps, 0).requires_grad_(), window(steps, 1, layout).requires_grad_()
+    parameters = torch.rand(5) + 0.5, torch.tensor(0.5), torch.rand(5) + 0.5, torch.tensor(1.0), 3
+    expected = surrogate_integrate_and_fire(first + second, *parameters)
+    found = surrogate_integrate_and_fire(first, *parameters, other=second)
+    assert torch.equal(found, expected)
+    weight = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((outputs * weight).sum(), (first, second)) for outputs in (expected, found)]
+    for of_sum, of_terms in zip(*gradients, strict=True):
+        torch.testing.assert_close(of_terms, of_sum)
+
+
+def test_only_currents_of_the_same_shape_are_added() -> None:
+    parameters = torch.tensor(1.0), torch.tensor(0.5), torch.tensor(1.0), torch.tensor(1.0), 3
+    with pytest.raises(ValueError, match=r"\(3, 4, 5, 9, 7\), what is added to them has shape \(1, 4, 5, 9, 7\)"):
+        surrogate_integrate_and_fire(window(3, 0), *parameters, other=window(1, 0))
+
+
+@pytest.mark.usefixtures("_implementation")
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_outputs_can_be_had_again(layout: torch.memory_format) -> None:
+    parameters = torch.rand(5) + 0.5, torch.rand(5), torch.rand(5) + 0.5, torch.tensor(0.9), 3
+    outputs, repeat = fire_repeatably(window(3, 0, layout), *parameters, SpikeOptions())
+    assert repeat is not None
+    assert 0.1 < outputs.bool().float().mean() < 0.9
+    assert torch.equal(repeat(), outputs)
+    assert repeat().stride() == outputs.stride()
+    _, repeat = fire_repeatably(window(3, 0, layout).double(), *parameters, SMOOTH)
+    assert repeat is None
+
+
+@pytest.mark.parametrize("timesteps", [1, 3])
+@pytest.mark.parametrize("summed", [False, True])
+def test_potentials_may_take_the_place_of_currents(timesteps: int, summed: bool) -> None:
+    other = window(timesteps, 1) if summed else None
+    threshold = (torch.rand(5) + 0.5).requires_grad_()
+    parameters = threshold, torch.tensor(0.5), torch.rand(5) + 0.5, torch.tensor(1.0), timesteps, SpikeOptions(), other
+    results = []
+    for overwrite in (False, True):
+        leaf = window(timesteps, 0).requires_grad_()
+        currents = leaf * 1
+        before = currents.detach().clone()
+        outputs, _ = fire_repeatably(currents, *parameters, overwrite=overwrite)
+        assert torch.equal(currents, before) != overwrite
+        results.append([outputs, *torch.autograd.grad((outputs**2).sum(), (leaf, threshold))])
+    for kept, overwritten in zip(*results, strict=True):
+        assert torch.equal(kept, overwritten)
 
 
 def test_only_known_surrogates_are_compiled() -> None:

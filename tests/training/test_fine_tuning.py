@@ -280,7 +280,7 @@ def test_half_precision_and_channels_last_train_on_a_cpu(digits: SpikingModel, t
     tuning = FineTuning(digits, 10, channels_last=True)
     neurons = list(tuning.network.neurons().values())[1]
     neurons.register_forward_hook(
-        lambda m, i, output: types.append((output.dtype, output[0].is_contiguous(memory_format=torch.channels_last)))
+        lambda m, i, o: types.append((o[0].dtype, o[0][0].is_contiguous(memory_format=torch.channels_last)))
     )
     before = neurons.threshold.detach().clone()
     few_steps(tuning, tmp_path, precision="bf16-mixed")
