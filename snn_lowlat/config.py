@@ -108,6 +108,8 @@ class BenchmarkConfig:
 
     Parameters
     ----------
+    task : str
+        ``"simulation"``, from images to logits, or ``"fine_tuning"``, back to the gradients of all weights too.
     networks : mapping
         By name in the results, mappings of ``_target_`` and its arguments; None leaves one out. ``in_channels`` and
         ``image_size`` are those of the images if the target takes them.
@@ -127,6 +129,7 @@ class BenchmarkConfig:
         Measure the memory too, for the most steps and the largest batch, each contestant in a process of its own.
     """
 
+    task: str = "simulation"
     networks: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
     input_shape: list[int] = field(default_factory=lambda: [3, 32, 32])
@@ -282,7 +285,11 @@ def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
 
 
 def _check_benchmark(config: DictConfig) -> None:
+    from snn_lowlat.benchmark.tasks import TASKS
+
     wanted = config.benchmark
+    if wanted.task not in TASKS:
+        raise ConfigError(f"benchmark.task: {unknown_name('task', wanted.task, TASKS)}")
     for key in ("timesteps", "batch_sizes", "input_shape"):
         values = list(wanted[key])
         if not values or min(values) < 1:

@@ -101,9 +101,3 @@ def test_fine_tune():
     ann, converted, tuned = runpy.run_path(str(EXAMPLES / "fine_tune.py"))["main"]()
     assert converted < tuned
     assert tuned > ann - 0.05
-
-
-def test_fine_tuning_cost():
-    seconds = runpy.run_path(str(EXAMPLES / "fine_tuning_cost.py"))["measure"](4, rounds=1)
-    assert set(seconds) == {"ANN", "SpikingJelly", "snn_lowlat"}
-    assert seconds["ANN"] < seconds["snn_lowlat"]

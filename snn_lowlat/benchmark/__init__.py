@@ -8,14 +8,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
-from snn_lowlat.benchmark.contestants import ANN, CONTESTANTS, OURS, Run
+from snn_lowlat.benchmark.contestants import ANN, OURS, Run
 from snn_lowlat.benchmark.measuring import Times, alternate, extra_memory, reason
 from snn_lowlat.benchmark.networks import Subject, make_subject, smooth_images
 from snn_lowlat.benchmark.presenting import Result, conditions, draw, ratio_of, rows, shown_time, tables, write_rows
+from snn_lowlat.benchmark.tasks import TASKS, Task
 
 __all__ = ["run_benchmark"]
 
@@ -52,7 +52,7 @@ def run_benchmark(config: DictConfig, folder: Path) -> float:
     last: float | None = None
     for subject in subjects:
         for timesteps in wanted.timesteps:
-            runs, failed = _prepared(subject, timesteps)
+            runs, failed = _prepared(TASKS[wanted.task], subject, timesteps)
             for size in wanted.batch_sizes:
                 found = _timed(config, subject, timesteps, size, runs, failed)
                 results += found
@@ -76,11 +76,11 @@ def run_benchmark(config: DictConfig, folder: Path) -> float:
     return math.nan if last is None else last
 
 
-def _prepared(subject: Subject, timesteps: int) -> tuple[dict[str, Run], dict[str, str]]:
+def _prepared(task: Task, subject: Subject, timesteps: int) -> tuple[dict[str, Run], dict[str, str]]:
     """Convert a network for every contestant; also say why those who can't run it can't."""
     runs: dict[str, Run] = {}
     failed: dict[str, str] = {}
-    for name, contestant in CONTESTANTS.items():
+    for name, contestant in task.contestants.items():
         try:
             runs[name] = contestant.prepare(subject, timesteps)
         except Exception as error:
@@ -95,13 +95,24 @@ def _timed(
     """Time one setting; one result for each contestant."""
     wanted = config.benchmark
     images = smooth_images(size, list(wanted.input_shape), config.seed + 1)
-    with torch.inference_mode():
+    task = TASKS[wanted.task]
+    with task.context():
         bound = {name: partial(run, images) for name, run in runs.items()}
-        times, errors = alternate(bound, wanted.rounds, wanted.seconds)
+        # Gradients take memory in whose pages another contestant's would be the first again and again.
+        times, errors = alternate(bound, wanted.rounds, wanted.seconds, twice=task.has_gradients)
     errors |= failed
     return [
-        Result(subject.name, name, timesteps, size, subject.weights, times.get(name, Times()), errors.get(name))
-        for name in CONTESTANTS
+        Result(
+            wanted.task,
+            subject.name,
+            name,
+            timesteps,
+            size,
+            subject.weights,
+            times.get(name, Times()),
+            errors.get(name),
+        )
+        for name in task.contestants
     ]
 
 

@@ -1,4 +1,4 @@
-"""Who takes part: the original network, and the ways in which each library runs it as a spiking one.
+"""Who simulates: the original network, and the ways in which each library runs it as a spiking one.
 
 Each library is imported when it is first needed, and what it can't run is left to be reported.
 """
@@ -9,7 +9,7 @@ import contextlib
 import copy
 import io
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,25 @@ from snn_lowlat.convert import Conversion, convert
 from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.graph import current_shapes, find_sites, without_ceilings
 from snn_lowlat.neurons import per_channel
+from snn_lowlat.plan import Plan
 from snn_lowlat.simulation.integer_layers import has_integer_kernels
 
-__all__ = ["ANN", "CONTESTANTS", "OURS", "Contestant", "Run"]
+__all__ = [
+    "ANN",
+    "OURS",
+    "SIMULATION",
+    "SNNTORCH_STEPS",
+    "SPIKINGJELLY_SEQUENCE",
+    "SPIKINGJELLY_STEPS",
+    "Contestant",
+    "Run",
+    "at_percentiles",
+    "by_snntorch",
+    "by_spikingjelly",
+    "multi_step",
+    "step_by_step",
+    "step_layers",
+]
 
 ANN = "ANN"
 """The contestant that the others are compared with."""
@@ -31,8 +47,13 @@ ANN = "ANN"
 OURS = "snn_lowlat, fp32"
 """The contestant that a benchmark's result is about."""
 
+SPIKINGJELLY_STEPS = "SpikingJelly, step by step"
+SPIKINGJELLY_SEQUENCE = "SpikingJelly, multi-step"
+SNNTORCH_STEPS = "snnTorch, step by step"
+"""The hosts' own ways."""
+
 Run = Callable[[Tensor], Tensor]
-"""Maps a batch of images ``[N, C, H, W]`` to logits ``[N, classes]``, from rest."""
+"""Maps a batch of images ``[N, C, H, W]`` to logits ``[N, classes]``, from rest; fine-tuning leaves gradients."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +81,16 @@ def _ann(subject: Subject, timesteps: int) -> Run:
 
 
 def _spikingjelly_steps(subject: Subject, timesteps: int) -> Run:
+    return step_by_step(by_spikingjelly(subject), timesteps)
+
+
+def _spikingjelly_sequence(subject: Subject, timesteps: int) -> Run:
+    return multi_step(by_spikingjelly(subject), timesteps)
+
+
+def step_by_step(network: Any, timesteps: int) -> Run:
     """Step through time as SpikingJelly's tutorial does."""
     from spikingjelly.activation_based import functional
-
-    network = _by_spikingjelly(subject)
 
     def run(images: Tensor) -> Tensor:
         functional.reset_net(network)
@@ -72,11 +99,10 @@ def _spikingjelly_steps(subject: Subject, timesteps: int) -> Run:
     return run
 
 
-def _spikingjelly_sequence(subject: Subject, timesteps: int) -> Run:
+def multi_step(network: Any, timesteps: int) -> Run:
     """Give all steps to each layer at once, in SpikingJelly's multi-step mode."""
     from spikingjelly.activation_based import functional
 
-    network = _by_spikingjelly(subject)
     functional.set_step_mode(network, "m")
 
     def run(images: Tensor) -> Tensor:
@@ -86,7 +112,7 @@ def _spikingjelly_sequence(subject: Subject, timesteps: int) -> Run:
     return run
 
 
-def _by_spikingjelly(subject: Subject) -> Any:
+def by_spikingjelly(subject: Subject) -> Any:
     """Convert with SpikingJelly's own recipe, and thresholds at the 99.9th percentile of each layer's activations."""
     from spikingjelly.activation_based.ann2snn import FXConverter, RateCodingRecipe
 
@@ -121,16 +147,18 @@ def _zeros(graph: fx.Graph, like: fx.Node, channels: int) -> list[fx.Node]:
 
 
 def _snntorch_steps(subject: Subject, timesteps: int) -> Run:
-    """Step ``snn.Leaky`` neurons without a leak through time, in the places of the ReLUs.
+    network, layers = by_snntorch(subject, timesteps)
+    return step_layers(network, layers, timesteps)
+
+
+def by_snntorch(subject: Subject, timesteps: int) -> tuple[fx.GraphModule, list[Any]]:
+    """Put ``snn.Leaky`` neurons without a leak in the places of the ReLUs; return them too.
 
     snnTorch has no converter: thresholds are at the 99.9th percentile of each layer's activations here too.
     """
     import snntorch
 
-    conversion = Conversion.of("threshold_balancing", subject.calibration, timesteps, threshold="percentile")
-    network = without_ceilings(subject.graph)
-    conversion.calibrate(network)
-    _, plan = conversion.plan(network)
+    network, plan = at_percentiles(subject, timesteps)
     shapes = current_shapes(network, subject.calibration[0].shape[1:])
     layers = []
     for site in find_sites(network).values():
@@ -146,7 +174,20 @@ def _snntorch_steps(subject: Subject, timesteps: int) -> Run:
         snntorch.SpikingNeuron.instances.remove(layer)
         setattr(network, site.name, layer)
         layers.append(layer)
-    network.eval()
+    return network.eval(), layers
+
+
+def at_percentiles(subject: Subject, timesteps: int) -> tuple[fx.GraphModule, Plan]:
+    """Return a copy of a network, and neurons with the 99.9th percentile of each layer's activations as thresholds."""
+    conversion = Conversion.of("threshold_balancing", subject.calibration, timesteps, threshold="percentile")
+    network = without_ceilings(subject.graph)
+    conversion.calibrate(network)
+    _, plan = conversion.plan(network)
+    return network, plan
+
+
+def step_layers(network: fx.GraphModule, layers: Sequence[Any], timesteps: int) -> Run:
+    """Step through time, with these layers of snnTorch's neurons at rest before."""
 
     def run(images: Tensor) -> Tensor:
         for layer in layers:
@@ -166,15 +207,12 @@ def _by_this_package(precision: str) -> Callable[[Subject, int], Run]:
     return prepare
 
 
-CONTESTANTS = {
-    contestant.name: contestant
-    for contestant in (
-        Contestant(ANN, _ann),
-        Contestant("SpikingJelly, step by step", _spikingjelly_steps),
-        Contestant("SpikingJelly, multi-step", _spikingjelly_sequence),
-        Contestant("snnTorch, step by step", _snntorch_steps),
-        Contestant(OURS, _by_this_package("fp32")),
-        Contestant("snn_lowlat, int8", _by_this_package("int8"), "int8"),
-    )
-}
-"""By name, in the order in which they take turns."""
+SIMULATION = (
+    Contestant(ANN, _ann),
+    Contestant(SPIKINGJELLY_STEPS, _spikingjelly_steps),
+    Contestant(SPIKINGJELLY_SEQUENCE, _spikingjelly_sequence),
+    Contestant(SNNTORCH_STEPS, _snntorch_steps),
+    Contestant(OURS, _by_this_package("fp32")),
+    Contestant("snn_lowlat, int8", _by_this_package("int8"), "int8"),
+)
+"""Who simulates a network, in the order in which they take turns."""

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from snn_lowlat.benchmark.contestants import CONTESTANTS
 from snn_lowlat.benchmark.networks import Subject, make_subject, smooth_images
+from snn_lowlat.benchmark.tasks import TASKS
 from snn_lowlat.graph import normalise
 from snn_lowlat.models import ResNet
 
@@ -44,7 +44,7 @@ class Times:
 
 
 def alternate(
-    runs: Mapping[str, Callable[[], object]], rounds: int, seconds: float
+    runs: Mapping[str, Callable[[], object]], rounds: int, seconds: float, *, twice: bool = False
 ) -> tuple[dict[str, Times], dict[str, str]]:
     """Time several contestants in turns, so that whatever else the machine does meets all of them.
 
@@ -56,6 +56,9 @@ def alternate(
         How many rounds after one that is not measured.
     seconds : float
         No further round starts after so many seconds of measured ones, if there have been :data:`LEAST_ROUNDS`.
+    twice : bool
+        Whoever's turn it is runs twice, and the second time counts: it finds memory as itself has left it, not as the
+        one before did.
 
     Returns
     -------
@@ -74,6 +77,8 @@ def alternate(
             break
         for name in list(times):
             try:
+                if twice:
+                    runs[name]()
                 cpu, wall = _timed(runs[name])
             except Exception as error:
                 errors[name] = reason(error)
@@ -127,18 +132,19 @@ def _extra_memory(
 ) -> float:
     torch.set_num_threads(threads)
     torch.manual_seed(config.seed)
-    prepare, shape = CONTESTANTS[contestant].prepare, list(config.benchmark.input_shape)
+    task, shape = TASKS[config.benchmark.task], list(config.benchmark.input_shape)
+    prepare = task.contestants[contestant].prepare
     small = ResNet(1, in_channels=shape[0], channels=(4, 8)).eval()
     images = smooth_images(batch_size, shape, config.seed + 1)
     # Imports and compiled code come with the first run of whatever network.
     few = [images[:2]]
     run = prepare(Subject("small", small, normalise(small, few[0]), few, "random"), timesteps)
-    with torch.inference_mode():
+    with task.context():
         run(few[0])
     subject = make_subject(config, network)
     # A few images will do for thresholds, and leave less behind that a run could use again.
     run = prepare(replace(subject, calibration=[subject.calibration[0][:4]]), timesteps)
-    with torch.inference_mode():
+    with task.context():
         _give_back()
         before, _ = _resident()
         run(images)

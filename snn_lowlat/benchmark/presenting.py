@@ -18,8 +18,9 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, Sca
 from rich.table import Table
 from rich.text import Text
 
-from snn_lowlat.benchmark.contestants import ANN, CONTESTANTS
+from snn_lowlat.benchmark.contestants import ANN
 from snn_lowlat.benchmark.measuring import Times
+from snn_lowlat.benchmark.tasks import TASKS
 from snn_lowlat.evaluation.figures import line_look, plain_axes
 from snn_lowlat.files import whole_file
 from snn_lowlat.model import current_versions
@@ -37,6 +38,8 @@ class Result:
 
     Parameters
     ----------
+    task : str
+        A key of ``TASKS``.
     network, contestant : str
         Their names.
     timesteps, batch_size : int
@@ -53,6 +56,7 @@ class Result:
         Why it could not be measured.
     """
 
+    task: str
     network: str
     contestant: str
     timesteps: int
@@ -105,11 +109,12 @@ def rows(results: Sequence[Result], facts: Mapping[str, Any]) -> list[dict[str, 
     found = []
     for result in results:
         row: dict[str, Any] = {
+            "task": result.task,
             "network": result.network,
             "timesteps": result.timesteps,
             "batch_size": result.batch_size,
             "contestant": result.contestant,
-            "precision": CONTESTANTS[result.contestant].precision,
+            "precision": TASKS[result.task].contestants[result.contestant].precision,
         }
         ann = anns.get(result.setting)
         for kind in ("cpu", "wall"):
@@ -180,7 +185,7 @@ def tables(found: Sequence[Mapping[str, Any]]) -> list[Table]:
 def _table(network: str, here: Sequence[Mapping[str, Any]]) -> Table:
     kind = shown_time(here[0])
     table = Table(
-        title=f"{network}: {_TIMES[kind]} of a batch, and as a multiple of the ANN's",
+        title=f"{network}: {_TIMES[kind]} of {TASKS[here[0]['task']].title}, and as a multiple of the ANN's",
         # No markup: reasons hold brackets.
         caption=Text(_caption(here)),
         caption_justify="left",
@@ -288,6 +293,7 @@ def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
                 axis.set_minor_formatter(NullFormatter())
             plain_axes(axes)
         line[0].set_ylabel(f"{_TIMES[kind]} / ANN's")
+    figure.suptitle(f"{_TIMES[kind]} of {TASKS[found[0]['task']].title}", fontsize="medium")
     for axes in panels[-1]:
         axes.set_xlabel("time steps T")
     handles, labels = panels[0][0].get_legend_handles_labels()

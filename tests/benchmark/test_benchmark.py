@@ -11,20 +11,25 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import snn_lowlat.benchmark
-from snn_lowlat import convert
+from snn_lowlat import SitePlan, convert
 from snn_lowlat.adapters import get_backend
 from snn_lowlat.benchmark import run_benchmark
-from snn_lowlat.benchmark.contestants import ANN, CONTESTANTS, OURS
+from snn_lowlat.benchmark.contestants import ANN, OURS, by_spikingjelly, multi_step, step_by_step
+from snn_lowlat.benchmark.fine_tuning import _ours, _spikingjelly
 from snn_lowlat.benchmark.measuring import Times, alternate, extra_memory
 from snn_lowlat.benchmark.networks import Subject, make_subject, smooth_images
 from snn_lowlat.benchmark.presenting import Result, rows, tables
+from snn_lowlat.benchmark.tasks import TASKS
 from snn_lowlat.config import CONFIG_FOLDER, ConfigError, checked
 from snn_lowlat.errors import SnnLowlatError
+from snn_lowlat.graph import find_sites
 from snn_lowlat.models import ResNet, SmallCNN
 from snn_lowlat.run import run
+
+CONTESTANTS = TASKS["simulation"].contestants
 
 STEPS, MULTI, SNNTORCH, INT8 = (
     "SpikingJelly, step by step",
@@ -144,6 +149,61 @@ def test_contestants_compute_what_they_should(network: tuple[str, ...]) -> None:
         assert float(difference.norm() / outputs(subject, ANN, 1).norm()) < 0.25
 
 
+def percentiles(subject: Subject, timesteps: int) -> tuple[fx.GraphModule, dict[str, SitePlan]]:
+    """The network, with the thresholds that SpikingJelly's converter finds."""
+    scales = [layer for layer in by_spikingjelly(subject).modules() if type(layer).__name__ == "VoltageScaler"]
+    thresholds = [layer.scale.clone().flatten()[0] for layer in scales[1::2]]
+    plan = [SitePlan(threshold, torch.tensor(0.0), threshold) for threshold in thresholds]
+    return subject.graph, dict(zip(find_sites(subject.graph), plan, strict=True))
+
+
+@pytest.mark.parametrize("network", [SMALL, RESIDUAL], ids=["plain", "residual"])
+def test_fine_tuning_finds_the_gradients_of_the_host(network: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = make_subject(composed(network=network), "tiny")
+    images = smooth_images(3, subject.calibration[0].shape[1:], seed=5)
+    monkeypatch.setattr("snn_lowlat.benchmark.fine_tuning.at_percentiles", percentiles)
+    prepared = _ours(thresholds=False), _ours(thresholds=True), _spikingjelly(step_by_step), _spikingjelly(multi_step)
+    logits, gradients = [], []
+    for prepare in prepared:
+        module, run_once = prepare(subject, 3)
+        module.train()
+        outputs = run_once(images)
+        outputs.square().sum().backward()
+        logits.append(outputs.detach())
+        gradients.append({name.removeprefix("graph."): each.grad for name, each in module.named_parameters()})
+    weights = [name for name in gradients[0] if name.endswith(("weight", "bias"))]
+    assert len(weights) >= 6
+    assert sum(gradient is not None for gradient in gradients[0].values()) == len(weights)
+    for found, outputs in zip(gradients, logits, strict=True):
+        torch.testing.assert_close(outputs, logits[0])
+        for name in weights:
+            torch.testing.assert_close(found[name], gradients[0][name], rtol=1e-4, atol=1e-5)
+
+
+def test_batches_of_fine_tuning_start_from_rest_and_without_gradients() -> None:
+    subject = make_subject(composed(), "tiny")
+    images = smooth_images(3, subject.calibration[0].shape[1:], seed=5)
+    for contestant in TASKS["fine_tuning"].contestants.values():
+        run_once = contestant.prepare(subject, 3)
+        first, second = run_once(images), run_once(images)
+        assert not first.requires_grad
+        torch.testing.assert_close(second, first)
+
+
+def test_the_benchmark_of_fine_tuning_is_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = list(TASKS["fine_tuning"].contestants)
+    config = compose("config", overrides=["+experiment=benchmark_fine_tuning", *TINY[1:], *SMALL])
+    assert config.benchmark.task == "fine_tuning"
+    ratio = run(config, tmp_path)
+    found = read(tmp_path)
+    assert [row["contestant"] for row in found] == 2 * names
+    assert {row["task"] for row in found} == {"fine_tuning"}
+    assert not any(row["error"] for row in found)
+    assert float(next(row for row in found[6:] if row["contestant"] == OURS)["cpu_ratio"]) == ratio
+    assert "a batch of fine-tuning" in capsys.readouterr().out
+    assert 0 <= extra_memory(checked(config), "tiny", OURS, 2, 2) < 200
+
+
 def test_networks_are_the_same_each_time_and_their_batch_norms_fit() -> None:
     first, second = (make_subject(composed(), "tiny") for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
@@ -212,11 +272,11 @@ def test_our_own_failure_gives_no_number(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_finished_setting_is_kept_when_a_later_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
 
-    def fails_later(*arguments: object) -> object:
+    def fails_later(*arguments: object, **options: object) -> object:
         called.append(arguments)
         if len(called) == 2:
             raise MemoryError
-        return alternate(*arguments)  # type: ignore[arg-type]
+        return alternate(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(snn_lowlat.benchmark, "alternate", fails_later)
     with pytest.raises(MemoryError):
@@ -225,7 +285,7 @@ def test_a_finished_setting_is_kept_when_a_later_one_fails(tmp_path: Path, monke
 
 
 def test_ratios_are_those_of_the_medians() -> None:
-    setting = {"network": "tiny", "timesteps": 4, "batch_size": 2, "weights": "random"}
+    setting = {"task": "simulation", "network": "tiny", "timesteps": 4, "batch_size": 2, "weights": "random"}
     results = [
         Result(contestant=OURS, times=Times((6.0, 2.0, 90.0), (8.0, 8.0, 8.0)), memory=3.0, **setting),
         Result(contestant=ANN, times=Times((1.0, 2.0, 3.0), (4.0, 2.0, 9.0)), memory=2.0, **setting),
@@ -253,6 +313,10 @@ def test_contestants_take_turns() -> None:
     assert "".join(order) == "abababab"
     assert [len(each.cpu) for each in times.values()] == [3, 3]
     assert not errors
+    order.clear()
+    times, _ = alternate({"a": named("a"), "b": named("b")}, rounds=2, seconds=60, twice=True)
+    assert "".join(order) == "aabbaabbaabb"
+    assert [len(each.cpu) for each in times.values()] == [2, 2]
 
 
 def test_rounds_end_with_the_time_for_them_but_there_are_two() -> None:
@@ -266,6 +330,7 @@ def test_rounds_end_with_the_time_for_them_but_there_are_two() -> None:
     ("overrides", "message"),
     [
         (["+benchmark.step=1"], r"benchmark\.step.*timesteps"),
+        (["benchmark.task=simulations"], "benchmark.task: .*Did you mean 'simulation'"),
         (["benchmark.timesteps=[]"], r"benchmark\.timesteps must be"),
         (["benchmark.timesteps=[1,x]"], r"benchmark\.timesteps.*x"),
         (["benchmark.batch_sizes=[0]"], r"benchmark\.batch_sizes must be"),
