@@ -1,7 +1,8 @@
 """Who fine-tunes: a batch forwards, and back to the gradients of all weights, in each library's own way.
 
 All take the arctangent for the spikes' derivative, pass no gradient through the reset, and have thresholds at the
-99.9th percentile of each layer's activations: they compute the same gradients.
+99.9th percentile of each layer's activations. With the same thresholds SpikingJelly's gradients are this package's;
+snnTorch measures the distance from the threshold in other units.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class FineTuning(Classifier):
     momentum, nesterov, schedule, milestones, gamma, label_smoothing, mixup, teacher, distillation, temperature
         As in :class:`Classifier`; a teacher is often the original network.
     channels_last, seed
-        As in :class:`Classifier`.
+        As in :class:`Classifier`. On a CPU pictures always have their channels last.
 
     Raises
     ------
