@@ -14,7 +14,8 @@ import numpy as np
 
 __all__ = ["fire_again", "scan", "scan_in_place", "window_backward", "window_forward"]
 
-_BLOCK = 512
+# The rows of a block of so many neurons stay in the nearest cache.
+_BLOCK = 128
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
