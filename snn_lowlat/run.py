@@ -6,7 +6,7 @@ functions with them. Everything is written into Hydra's output folder as soon as
 with ``report=html`` ``report.html`` too. The runs of a ``--multirun`` are compared in ``leaderboard.md``.
 
 ``python -m snn_lowlat.run +experiment=benchmark`` measures instead how long networks take, and writes ``benchmark.csv``
-and ``benchmark.png``.
+and ``benchmark.png``; ``+experiment=benchmark_fine_tuning`` does so for fine-tuning.
 
 Where several processes train (``trainer.strategy=ddp``), all of them come here, and only the first goes on after it.
 """
