@@ -14,8 +14,8 @@ import numpy as np
 
 __all__ = ["fire_again", "scan", "scan_in_place", "window_backward", "window_forward"]
 
-# The rows of a block of so many neurons stay in the nearest cache.
-_BLOCK = 128
+# The rows of a block of so many neurons stay in the nearest cache; windows have more rows.
+_BLOCK, _WINDOW_BLOCK = 256, 128
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -125,11 +125,11 @@ def window_forward(currents, other, charged, outputs, threshold, offset, worth, 
         Which neurons.
     """
     period = len(threshold)
-    potential = np.empty(_BLOCK, charged.dtype)
+    potential = np.empty(_WINDOW_BLOCK, charged.dtype)
     silence = worth.dtype.type(0)
     for base in range(start, stop, period):
-        for low in range(0, min(period, stop - base), _BLOCK):
-            size = min(_BLOCK, period - low, stop - base - low)
+        for low in range(0, min(period, stop - base), _WINDOW_BLOCK):
+            size = min(_WINDOW_BLOCK, period - low, stop - base - low)
             theta = threshold[low : low + size]
             shift = offset[low : low + size]
             value = worth[low : low + size]
@@ -241,12 +241,12 @@ def window_backward(
     zero, one = kind(0), kind(1)
     steps, still = len(charged), len(of_currents) < len(charged)
     passes = leak * (zero if detach_reset else one)
-    slope, after = np.empty(_BLOCK, charged.dtype), np.empty(_BLOCK, charged.dtype)
-    of_threshold, of_leak = np.empty(_BLOCK, charged.dtype), np.empty(_BLOCK, charged.dtype)
-    all_steps = np.empty(_BLOCK, charged.dtype)
+    slope, after = np.empty(_WINDOW_BLOCK, charged.dtype), np.empty(_WINDOW_BLOCK, charged.dtype)
+    of_threshold, of_leak = np.empty(_WINDOW_BLOCK, charged.dtype), np.empty(_WINDOW_BLOCK, charged.dtype)
+    all_steps = np.empty(_WINDOW_BLOCK, charged.dtype)
     for base in range(start, stop, period):
-        for low in range(0, min(period, stop - base), _BLOCK):
-            size = min(_BLOCK, period - low, stop - base - low)
+        for low in range(0, min(period, stop - base), _WINDOW_BLOCK):
+            size = min(_WINDOW_BLOCK, period - low, stop - base - low)
             theta = threshold[low : low + size]
             shift = offset[low : low + size]
             ratio = height[low : low + size]

@@ -20,7 +20,7 @@ __all__ = ["in_threads", "memory_order", "of_channels", "original_order", "patte
 Array = NDArray[Any]
 
 # So much of a row is worth a block of the loop.
-_BLOCK = 128
+_BLOCK = 256
 # Fewer element-steps than this are not worth another thread.
 _SHARE = 2**17
 
