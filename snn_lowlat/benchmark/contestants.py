@@ -92,8 +92,12 @@ def step_by_step(network: Any, timesteps: int) -> Run:
     """Step through time as SpikingJelly's tutorial does."""
     from spikingjelly.activation_based import functional
 
+    return _stepped(network, timesteps, lambda: functional.reset_net(network))
+
+
+def _stepped(network: Any, timesteps: int, reset: Callable[[], object]) -> Run:
     def run(images: Tensor) -> Tensor:
-        functional.reset_net(network)
+        reset()
         return sum(network(images) for _ in range(timesteps)) / timesteps  # type: ignore[no-any-return]
 
     return run
@@ -188,13 +192,7 @@ def at_percentiles(subject: Subject, timesteps: int) -> tuple[fx.GraphModule, Pl
 
 def step_layers(network: fx.GraphModule, layers: Sequence[Any], timesteps: int) -> Run:
     """Step through time, with these layers of snnTorch's neurons at rest before."""
-
-    def run(images: Tensor) -> Tensor:
-        for layer in layers:
-            layer.reset_mem()
-        return sum(network(images) for _ in range(timesteps)) / timesteps  # type: ignore[no-any-return]
-
-    return run
+    return _stepped(network, timesteps, lambda: [layer.reset_mem() for layer in layers])
 
 
 def _by_this_package(precision: str) -> Callable[[Subject, int], Run]:

@@ -41,7 +41,7 @@ from snn_lowlat.calibration import inputs_of
 from snn_lowlat.devices import device_of
 from snn_lowlat.encoding import input_events, make_encoder
 from snn_lowlat.evaluation.steps import listed_steps
-from snn_lowlat.graph import MAX_POOLS, find_sites
+from snn_lowlat.graph import BATCH_NORMS, MAX_POOLS, find_sites
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.neurons import NEURONS
 from snn_lowlat.plan import Plan
@@ -57,7 +57,6 @@ _SPATIAL = (
     nn.Upsample,
 )
 _PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -595,7 +594,7 @@ def _value(events: Tensor | None = None, real: Tensor | None = None, constant: T
 
 def _ones(module: Any) -> Callable[[Tensor], Tensor]:
     """Return a layer with ones for weights and no bias; a batch norm leaves each element where it is."""
-    if isinstance(module, _BATCH_NORMS):
+    if isinstance(module, BATCH_NORMS):
         return lambda value: value
     layer = copy.deepcopy(module).double()
     with torch.no_grad():

@@ -7,17 +7,22 @@ from snn_lowlat.graph.normal_form import normalise
 from snn_lowlat.graph.obstacles import Obstacle
 from snn_lowlat.graph.passes import without_ceilings
 from snn_lowlat.graph.sites import (
+    BATCH_NORMS,
     MAX_POOLS,
+    WEIGHTED,
     Site,
     bias_carrier,
     current_shapes,
     depth,
     find_sites,
+    is_sum_for_one_reader,
     output_bias_carrier,
 )
 
 __all__ = [
+    "BATCH_NORMS",
     "MAX_POOLS",
+    "WEIGHTED",
     "ConvertibilityReport",
     "Obstacle",
     "Site",
@@ -28,6 +33,7 @@ __all__ = [
     "describe",
     "fill",
     "find_sites",
+    "is_sum_for_one_reader",
     "normalise",
     "original_of",
     "output_bias_carrier",

@@ -11,13 +11,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.obstacles import Obstacle
-from snn_lowlat.graph.sites import MAX_POOLS, find_sites
+from snn_lowlat.graph.sites import BATCH_NORMS, MAX_POOLS, find_sites
 
 __all__ = ["fold_batch_norms", "move_max_pools", "without_ceilings"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def fold_batch_norms(graph: fx.GraphModule) -> None:
@@ -27,7 +26,7 @@ def fold_batch_norms(graph: fx.GraphModule) -> None:
     """
     for node in list(graph.graph.nodes):
         norm = _module(graph, node)
-        if not isinstance(norm, _BATCH_NORMS):
+        if not isinstance(norm, BATCH_NORMS):
             continue
         before = node.all_input_nodes[0]
         layer = _module(graph, before)
@@ -135,7 +134,7 @@ def _reads_spikes(graph: fx.GraphModule, node: fx.Node) -> bool:
     module = _module(graph, node)
     if isinstance(module, nn.ReLU):
         return True
-    if isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED, *_BATCH_NORMS, nn.Linear)):
+    if isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED, *BATCH_NORMS, nn.Linear)):
         return False
     return any(_reads_spikes(graph, before) for before in node.all_input_nodes)
 

@@ -12,9 +12,23 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from snn_lowlat.neurons.accumulate_then_fire import MARGIN
 
-__all__ = ["MAX_POOLS", "Site", "bias_carrier", "current_shapes", "depth", "find_sites", "output_bias_carrier"]
+__all__ = [
+    "BATCH_NORMS",
+    "MAX_POOLS",
+    "WEIGHTED",
+    "Site",
+    "bias_carrier",
+    "current_shapes",
+    "depth",
+    "find_sites",
+    "is_sum_for_one_reader",
+    "output_bias_carrier",
+]
 
-_WEIGHTED = (
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""Torch's batch norms."""
+
+WEIGHTED = (
     nn.Conv1d,
     nn.Conv2d,
     nn.Conv3d,
@@ -22,10 +36,10 @@ _WEIGHTED = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
     nn.Linear,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
+    *BATCH_NORMS,
 )
+"""Layers with weights, which are linear in what they read."""
+
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 """Torch's max-pools; in the normal form each stands before a site."""
 
@@ -70,6 +84,11 @@ class Site:
     def current(self) -> fx.Node:
         """The node whose value drives the site: the pre-activation."""
         return self.node.all_input_nodes[0]
+
+
+def is_sum_for_one_reader(node: fx.Node) -> bool:
+    """Say whether a node adds up two values and only one node reads the sum."""
+    return node.target is operator.add and len(node.all_input_nodes) == 2 and len(node.users) == 1
 
 
 def find_sites(graph: fx.GraphModule) -> dict[str, Site]:
@@ -177,7 +196,7 @@ def _carrier(graph: fx.GraphModule, node: fx.Node) -> str | None:
         return None
     if node.op == "call_module":
         module = graph.get_submodule(str(node.target))
-        if isinstance(module, _WEIGHTED):
+        if isinstance(module, WEIGHTED):
             return str(node.target)
         unpadded = isinstance(module, _AVERAGE_POOLS) and not _any(module.padding) and not module.ceil_mode
         if isinstance(module, (*MAX_POOLS, *_ADAPTIVE_POOLS)) or unpadded:

@@ -290,7 +290,7 @@ class _Window(torch.autograd.Function):
                     potential = torch.addcmul(potential, fired, level, value=-1)
                 fired.mul_(worth)
         ctx.save_for_backward(charged, *parameters)
-        return outputs, None if options.smooth else partial(_repeat, charged, level, worth)
+        return outputs, None if options.smooth else partial(_repeat, charged, level, worth, options)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -435,8 +435,8 @@ def _repeat_loop(charged: Tensor, rows: _Rows) -> Tensor:
     return outputs
 
 
-def _repeat(charged: Tensor, level: Tensor, worth: Tensor) -> Tensor:
-    return torch.ge(charged, level, out=torch.empty_like(charged)).mul_(worth)
+def _repeat(charged: Tensor, level: Tensor, worth: Tensor, options: SpikeOptions) -> Tensor:
+    return _fired(charged, level, options).mul_(worth)
 
 
 def _backward_loop(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from snn_lowlat.graph import MAX_POOLS, current_shapes, find_sites
+from snn_lowlat.graph import MAX_POOLS, current_shapes, find_sites, is_sum_for_one_reader
 from snn_lowlat.neurons import per_channel
 from snn_lowlat.plan import Plan
 from snn_lowlat.simulation.integer_layers import IntegerConvolution, has_integer_kernels, use_integer_kernels
@@ -124,8 +124,7 @@ def _sums_before_neurons(graph: fx.GraphModule, plan: Plan, input_shape: Sequenc
     for name, site in find_sites(graph).items():
         node = site.current
         terms = node.all_input_nodes
-        plain = node.target is operator.add and len(terms) == 2 and len(node.users) == 1
-        if not plain or plan[name].neuron not in _SCANNED:
+        if not is_sum_for_one_reader(node) or plan[name].neuron not in _SCANNED:
             continue
         if all(term.op != "get_attr" and term.meta["tensor_meta"].shape[1:] == shapes[name] for term in terms):
             first, second = sorted(terms, key=lambda term: _factor(graph, term, shapes[name]) is not None)

@@ -14,7 +14,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils.checkpoint import checkpoint
 
 from snn_lowlat.errors import SnnLowlatError
-from snn_lowlat.graph import find_sites
+from snn_lowlat.graph import BATCH_NORMS, find_sites
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import fold_batch_norms
 from snn_lowlat.neurons.surrogate import SpikeOptions
@@ -25,7 +25,6 @@ from snn_lowlat.training.window_pass import WindowPass
 __all__ = ["TrainableNetwork"]
 
 _NEURONS = ("integrate_and_fire", "leaky_integrate_and_fire")
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _NORM_OF: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: nn.BatchNorm1d,
     nn.Conv1d: nn.BatchNorm1d,
@@ -148,7 +147,7 @@ class TrainableNetwork(nn.Module):
         """Set the mode; batch norms that the converted network had itself are affine layers and stay so."""
         super().train(mode)
         for name, module in self.graph.named_modules():
-            if isinstance(module, _BATCH_NORMS) and name not in self._norms:
+            if isinstance(module, BATCH_NORMS) and name not in self._norms:
                 module.eval()
         return self
 

@@ -8,24 +8,14 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from snn_lowlat.graph import WEIGHTED, is_sum_for_one_reader
 from snn_lowlat.neurons.surrogate import Repeat
 from snn_lowlat.training.trainable_neurons import TrainableNeurons
 
 __all__ = ["WindowPass"]
-
-# These need what they have computed themselves for nothing on the way back.
-_LAYERS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-)
 
 
 class WindowPass:
@@ -118,12 +108,11 @@ class WindowPass:
     def _is_for_one_reader(self, node: fx.Node) -> bool:
         """Say whether a layer has computed this for one reader, without needing it on the way back."""
         module = self._modules.get(str(node.target)) if node.op == "call_module" else None
-        return len(node.users) == 1 and type(module) in _LAYERS
+        return len(node.users) == 1 and type(module) in WEIGHTED
 
     def _is_left_to_neurons(self, node: fx.Node) -> bool:
         """Say whether a node adds up two values for neurons and nothing else."""
-        plain = node.target is operator.add and len(node.all_input_nodes) == 2 and not node.kwargs
-        return plain and len(node.users) == 1 and self._neurons(next(iter(node.users))) is not None
+        return is_sum_for_one_reader(node) and self._neurons(next(iter(node.users))) is not None
 
     def _neurons(self, node: fx.Node) -> TrainableNeurons | None:
         module = self._modules[str(node.target)] if node.op == "call_module" else None
