@@ -13,10 +13,20 @@ from torch import Tensor, fx, nn
 
 from snn_lowlat.adapters import get_backend
 from snn_lowlat.calibration import SiteStatistics, calibrate, inputs_of
+from snn_lowlat.checks import one_of
 from snn_lowlat.encoding import make_encoder
 from snn_lowlat.errors import CalibrationError, ConversionError, unknown_name
-from snn_lowlat.graph import depth, describe, find_sites, normalise, to_integers, with_rounded_weights
+from snn_lowlat.graph import (
+    depth,
+    describe,
+    find_sites,
+    normalise,
+    to_integers,
+    with_per_step_max_pools,
+    with_rounded_weights,
+)
 from snn_lowlat.model import Provenance, SpikingModel
+from snn_lowlat.neurons import MAX_POOLINGS
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.refinement import Refinement, make_refinement
 from snn_lowlat.strategies import Strategy, make_strategy
@@ -37,6 +47,7 @@ def convert(
     refinements: Sequence[str | Refinement] = (),
     encoder: str = "direct",
     precision: str = "fp32",
+    max_pool: str = "cumulative",
     seed: int = 0,
     calibration_batches: int | None = None,
     progress: bool = False,
@@ -65,6 +76,11 @@ def convert(
     precision : str
         ``"fp32"``, or ``"int8"``: weights of 8 bits, and thresholds, currents and pixels in whole numbers, so that
         spikes depend on no order of sums; see :func:`snn_lowlat.graph.to_integers`.
+    max_pool : str
+        What max-pools do with currents that vary from step to step: ``"cumulative"`` pools what they have added up to,
+        which comes to what the original network computes; ``"per_step"`` pools each step's currents, which
+        overestimates however many steps there are, and is there for comparison. See
+        :mod:`snn_lowlat.neurons.max_pool`.
     seed : int
         Seed of the encoder's random numbers.
     calibration_batches : int, optional
@@ -93,7 +109,14 @@ def convert(
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
     conversion = Conversion.of(
-        strategy, calibration, timesteps, refinements, calibration_batches, progress=progress, **options
+        strategy,
+        calibration,
+        timesteps,
+        refinements,
+        calibration_batches,
+        max_pool=max_pool,
+        progress=progress,
+        **options,
     )
     graph = conversion.normalise(model)
     conversion.calibrate(graph)
@@ -133,6 +156,8 @@ class Conversion:
         The corrections that follow.
     limit : int or None
         Read only so many batches.
+    max_pool : str
+        What max-pools do over time.
     progress : bool
         Show a progress bar.
     statistics : dict of str to SiteStatistics
@@ -144,6 +169,7 @@ class Conversion:
     timesteps: int
     refinements: list[Refinement]
     limit: int | None
+    max_pool: str
     progress: bool
     statistics: dict[str, SiteStatistics] = field(default_factory=dict)
 
@@ -156,6 +182,7 @@ class Conversion:
         refinements: Sequence[Any] = (),
         limit: int | None = None,
         *,
+        max_pool: str = "cumulative",
         progress: bool = False,
         **options: Any,
     ) -> Conversion:
@@ -174,6 +201,7 @@ class Conversion:
             timesteps,
             [make_refinement(refinement) for refinement in refinements],
             limit,
+            one_of("max_pool", max_pool, MAX_POOLINGS),
             progress,
         )
 
@@ -189,7 +217,7 @@ class Conversion:
         graph = normalise(model, self.example)
         if not find_sites(graph):
             raise ConversionError("this network has no ReLU: there is nothing to convert.")
-        return graph
+        return with_per_step_max_pools(graph) if self.max_pool == "per_step" else graph
 
     def calibrate(self, graph: fx.GraphModule) -> None:
         """Collect the statistics of every site in one pass of the data."""

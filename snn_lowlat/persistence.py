@@ -16,14 +16,16 @@ from torch import Tensor, fx, nn
 from snn_lowlat.adapters import get_backend
 from snn_lowlat.errors import FileFormatError
 from snn_lowlat.files import whole_file
-from snn_lowlat.graph import describe, fill, normalise, rebuild
+from snn_lowlat.graph import describe, fill, normalise, rebuild, with_per_step_max_pools
 from snn_lowlat.model import Provenance, SpikingModel, signature
 from snn_lowlat.plan import SitePlan
+from snn_lowlat.simulation import is_online
 
 __all__ = ["load", "save"]
 
 _FORMAT = "snn_lowlat.SpikingModel"
-_VERSION = 2
+_VERSION = 3
+_FIRST_WITH_CUMULATIVE_POOLS = 3
 
 
 def save(snn: SpikingModel, path: str | PathLike[str]) -> None:
@@ -105,6 +107,7 @@ def load(path: str | PathLike[str], *, model: nn.Module | None = None, backend: 
         name = backend or contents["backend"]
         host = get_backend(name)
         weights = contents["weights"]
+    per_step = contents["version"] < _FIRST_WITH_CUMULATIVE_POOLS and is_online(plan)
     if model is None:
         if "structure" not in contents:
             raise FileFormatError(
@@ -123,6 +126,7 @@ def load(path: str | PathLike[str], *, model: nn.Module | None = None, backend: 
             else:
                 graph = rebuild(contents["structure"], weights)
     with _format_errors(path):
+        graph = with_per_step_max_pools(graph) if per_step else graph
         snn = SpikingModel(
             host.build(graph, plan, provenance.input_shape),
             plan,

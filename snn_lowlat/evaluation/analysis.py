@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.devices import device_of
-from snn_lowlat.encoding import input_events
+from snn_lowlat.encoding import input_events, make_encoder
 from snn_lowlat.evaluation.diagnosis import Diagnosis, ErrorCounter
 from snn_lowlat.evaluation.energy import COST_MODELS, Cost, CostModel
 from snn_lowlat.evaluation.operations import EventCounter, Operations, ann_operations
@@ -137,11 +137,11 @@ def analyse(
     for batch in tracked(loader, "analysing", progress=progress):
         inputs = inputs_of(batch)[: None if images is None else images - seen].to(place)
         if ann is not None and errors is None:
-            errors = ErrorCounter(normalise(ann, inputs[:2]).to(place), plan)
+            errors = ErrorCounter(normalise(ann, inputs[:2]).to(place), graph, plan)
         for part in micro_batches(inputs, counter.timesteps, snn.micro_batch):
             seeing = _Watch(errors, keep=example is None)
             if errors is not None:
-                errors.expect(part)
+                errors.expect(part, make_encoder(snn.encoder)(part, counter.timesteps, snn.seed).mean(0))
             outputs = counter.run(part, snn.seed, seeing)
             example = example or seeing.example(snn, part, outputs)
         seen, shape = seen + len(inputs), inputs.shape[1:]

@@ -35,8 +35,8 @@ __all__ = [
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _STYLES = ("-", "--", "-.", ":")
-_HATCHES = ("", "///", "...", "xxx")
-_ERROR_COLOURS = ("#BBBBBB", "#D55E00", "#0072B2", "#E69F00")
+_HATCHES = ("", "\\\\\\", "///", "...", "xxx")
+_ERROR_COLOURS = ("#BBBBBB", "#009E73", "#D55E00", "#0072B2", "#E69F00")
 
 
 @dataclass(frozen=True)
@@ -262,6 +262,8 @@ def error_figure(diagnosis: Diagnosis) -> Figure:
     places, left = np.arange(len(names)), np.zeros(len(names))
     for index, error in enumerate(ERRORS):
         sizes = np.array([100 * site.parts[error] for site in diagnosis.sites])
+        if not sizes.any():  # as of pooling in networks without max-pools
+            continue
         axes.barh(
             places, sizes, left=left, height=0.72, color=_ERROR_COLOURS[index], hatch=_HATCHES[index],
             edgecolor="white", linewidth=0.4, label=error,

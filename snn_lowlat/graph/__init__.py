@@ -3,12 +3,12 @@
 from snn_lowlat.graph.check import ConvertibilityReport, check_convertible
 from snn_lowlat.graph.description import describe, fill, rebuild
 from snn_lowlat.graph.integers import original_of, to_integers, with_rounded_weights
+from snn_lowlat.graph.max_pools import with_per_step_max_pools
 from snn_lowlat.graph.normal_form import normalise
 from snn_lowlat.graph.obstacles import Obstacle
 from snn_lowlat.graph.passes import without_ceilings
 from snn_lowlat.graph.sites import (
     BATCH_NORMS,
-    MAX_POOLS,
     WEIGHTED,
     Site,
     bias_carrier,
@@ -21,7 +21,6 @@ from snn_lowlat.graph.sites import (
 
 __all__ = [
     "BATCH_NORMS",
-    "MAX_POOLS",
     "WEIGHTED",
     "ConvertibilityReport",
     "Obstacle",
@@ -39,6 +38,7 @@ __all__ = [
     "output_bias_carrier",
     "rebuild",
     "to_integers",
+    "with_per_step_max_pools",
     "with_rounded_weights",
     "without_ceilings",
 ]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from snn_lowlat.graph.passes import without_ceilings
+from snn_lowlat.neurons.max_pool import MAX_POOLS, PerStepMaxPool1d, PerStepMaxPool2d, PerStepMaxPool3d
 
 __all__ = ["describe", "fill", "rebuild"]
 
@@ -23,7 +24,8 @@ _MODULES: dict[str, type[nn.Module]] = {
     for kind in (
         *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear),
         *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.ReLU, nn.Upsample),
-        *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+        *(*MAX_POOLS, PerStepMaxPool1d, PerStepMaxPool2d, PerStepMaxPool3d),
+        *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
         *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
         *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
     )

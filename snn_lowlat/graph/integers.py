@@ -17,7 +17,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import without_ceilings
-from snn_lowlat.graph.sites import MAX_POOLS, find_sites
+from snn_lowlat.graph.sites import find_sites
+from snn_lowlat.neurons.max_pool import MAX_POOLS
 from snn_lowlat.plan import Plan, SitePlan
 
 __all__ = ["LEVELS", "original_of", "to_integers", "with_rounded_weights"]

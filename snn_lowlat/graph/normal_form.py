@@ -9,7 +9,7 @@ any host may trace it again and get the same graph:
 - everything between sites is linear for each time step; batch norm is folded into the layer before it where there is
   one, and each layer with weights has a bias;
 - max-pooling stands before the site, not after it: ``max(relu(z)) = relu(max(z))``, so that currents are pooled and
-  never spikes;
+  never spikes; over time it pools what they have added up to, see :mod:`snn_lowlat.neurons.max_pool`;
 - dimension 0 is the batch and every operation treats its entries alike.
 """
 
@@ -28,9 +28,10 @@ from torch.fx.node import map_aggregate
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph import operations
+from snn_lowlat.graph.max_pools import move_max_pools
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.obstacles import Obstacle, conversion_error
-from snn_lowlat.graph.passes import fold_batch_norms, move_max_pools
+from snn_lowlat.graph.passes import fold_batch_norms
 from snn_lowlat.graph.tracer import ValueTracer
 from snn_lowlat.neurons.accumulate_then_fire import MARGIN
 from snn_lowlat.training.activations import CeilingReLU, ValueRangeReLU
@@ -76,8 +77,7 @@ def try_normalise(model: nn.Module, example_input: Tensor) -> tuple[fx.GraphModu
     graph, obstacles = Builder(tracer.root, traced).build()
     if not obstacles:
         fold_batch_norms(graph)
-        obstacles = move_max_pools(graph)
-    if not obstacles:
+        move_max_pools(graph)
         obstacles = _differences(model, graph, example_input)
     return graph, obstacles
 

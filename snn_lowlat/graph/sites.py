@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from snn_lowlat.neurons.accumulate_then_fire import MARGIN
+from snn_lowlat.neurons.max_pool import MAX_POOLS
 
 __all__ = [
     "BATCH_NORMS",
-    "MAX_POOLS",
     "WEIGHTED",
     "Site",
     "bias_carrier",
@@ -39,9 +39,6 @@ WEIGHTED = (
     *BATCH_NORMS,
 )
 """Layers with weights, which are linear in what they read."""
-
-MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-"""Torch's max-pools; in the normal form each stands before a site."""
 
 _AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _ADAPTIVE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)

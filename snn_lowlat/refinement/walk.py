@@ -14,10 +14,10 @@ from torch.fx.node import map_arg
 
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.errors import CalibrationError
-from snn_lowlat.graph import MAX_POOLS, Site, find_sites, original_of
-from snn_lowlat.neurons import MARGIN, per_channel
+from snn_lowlat.graph import Site, find_sites, original_of
+from snn_lowlat.neurons import MARGIN, MAX_POOLS, max_pool_window, per_channel
 from snn_lowlat.plan import SitePlan
-from snn_lowlat.simulation import count_spikes, fire, is_counted, is_online, micro_batches, pool_charges
+from snn_lowlat.simulation import count_spikes, fire, is_counted, micro_batches
 
 __all__ = ["LayerwiseWalk", "channel_mean", "gather_images"]
 
@@ -49,7 +49,6 @@ class LayerwiseWalk(ABC):
         self._original = fx.Interpreter(original_of(graph), garbage_collect_values=False)
         self.timesteps = timesteps
         self._counted = is_counted(plan)
-        self._pools_charges = not self._counted and not is_online(plan)
         self._batches = list(micro_batches(images, 1 if self._counted else timesteps))
         self._interpreter = fx.Interpreter(self.graph, garbage_collect_values=False)
         self._analog: dict[fx.Node, Sequence[Any]] = {}
@@ -157,11 +156,10 @@ class LayerwiseWalk(ABC):
             whole = values is self._analog or self._counted
             return images if whole else images.repeat(self.timesteps, *[1] * (images.dim() - 1))
         args, kwargs = map_arg((node.args, node.kwargs), lambda before: _decoded(values[before][index]))
-        if values is self._spiking and self._pools_charges and node.op == "call_module":
-            layer = self.graph.get_submodule(str(node.target))
+        if values is self._spiking and not self._counted and node.op == "call_module":
+            layer: Any = self.graph.get_submodule(str(node.target))
             if isinstance(layer, MAX_POOLS):
-                currents: Any = args[0]
-                return pool_charges(layer, currents.unflatten(0, (self.timesteps, -1))).flatten(0, 1)
+                return max_pool_window(layer, args[0], self.timesteps)  # type: ignore[arg-type]
         interpreter = self._original if values is self._analog else self._interpreter
         return getattr(interpreter, node.op)(node.target, args, kwargs)
 
