@@ -120,11 +120,10 @@ def load(path: str | PathLike[str], *, model: nn.Module | None = None, backend: 
         graph = normalise(model, torch.zeros(2, *provenance.input_shape))
         with _format_errors(path):
             _check_model(graph, weights, provenance, path)
-            # In whole numbers the network is another one than the model.
-            if provenance.precision == "fp32":
-                fill(graph, weights)
-            else:
+            if "structure" in contents:
                 graph = rebuild(contents["structure"], weights)
+            else:
+                fill(graph, weights)
     with _format_errors(path):
         graph = with_per_step_max_pools(graph) if per_step else graph
         snn = SpikingModel(

@@ -34,7 +34,7 @@ def change(path, without=(), **values):
 
 def test_the_file_holds_plain_values_only(saved):
     contents = torch.load(saved, weights_only=True)
-    assert (contents["format"], contents["version"]) == ("snn_lowlat.SpikingModel", 2)
+    assert (contents["format"], contents["version"]) == ("snn_lowlat.SpikingModel", 3)
     assert contents["provenance"]["strategy"] == "optimized_potential"
     assert contents["provenance"]["refinements"] == [{"name": "bias_correction", "images": 512, "iterations": 4}]
     assert torch.__version__.startswith(contents["provenance"]["versions"]["torch"])
@@ -101,7 +101,7 @@ def test_files_of_other_kinds(tmp_path):
 
 
 def test_a_newer_version(saved):
-    change(saved, version=3)
+    change(saved, version=4)
     with pytest.raises(FileFormatError, match="install a newer snn_lowlat"):
         snn_lowlat.load(saved, model=network())
 
