@@ -1,7 +1,7 @@
 """From a network as people write it to the normal form: traced, folded, its activation sites found."""
 
 from snn_lowlat.graph.check import ConvertibilityReport, check_convertible
-from snn_lowlat.graph.description import describe, fill, rebuild
+from snn_lowlat.graph.description import describe, fill, rebuild, with_safe_names
 from snn_lowlat.graph.integers import original_of, to_integers, with_rounded_weights
 from snn_lowlat.graph.max_pools import with_per_step_max_pools
 from snn_lowlat.graph.normal_form import normalise
@@ -40,5 +40,6 @@ __all__ = [
     "to_integers",
     "with_per_step_max_pools",
     "with_rounded_weights",
+    "with_safe_names",
     "without_ceilings",
 ]
