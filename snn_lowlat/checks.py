@@ -1,17 +1,19 @@
-"""Checks of numbers and names that users give: each kind is checked in one place, and says the same everywhere."""
+"""Checks of what users give: each kind is checked in one place, and says the same everywhere."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from snn_lowlat.errors import unknown_name
 
-__all__ = ["count", "fraction", "number", "one_of", "positive"]
+__all__ = ["count", "fraction", "images", "number", "one_of", "positive"]
 
 
 def count(name: str, value: Any, minimum: int = 1, maximum: int | None = None) -> int:
@@ -31,7 +33,7 @@ def count(name: str, value: Any, minimum: int = 1, maximum: int | None = None) -
     ValueError
         If it is anything else; the message says what was given.
     """
-    given = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+    given = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     whole = isinstance(given, Integral) and not isinstance(given, bool)
     if not whole or given < minimum or (maximum is not None and given > maximum):
         bounds = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
@@ -66,7 +68,7 @@ def number(
     ValueError
         If it is anything else; the message says what was given.
     """
-    given = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+    given = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     real = isinstance(given, Real) and not isinstance(given, bool) and math.isfinite(given)
     inside = real and minimum <= given <= maximum
     if not inside or (above is not None and not given > above) or (below is not None and not given < below):
@@ -93,3 +95,59 @@ def one_of(kind: str, value: Any, known: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in names:
         raise unknown_name(kind, value, names)
     return value
+
+
+def images(name: str, value: Any, shape: Sequence[int] | None = None) -> Tensor:
+    """Return a batch of images ``[N, ...]`` of at least one image: an ordinary tensor, with values.
+
+    Parameters
+    ----------
+    name : str
+        What they are, as the user knows them: the argument's name.
+    value : object
+        What was given.
+    shape : sequence of int, optional
+        The shape of one image, where it is known.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else; the message says what was given and what to give.
+    """
+    if isinstance(value, np.ndarray):
+        raise ValueError(f"{name} must be a tensor, not a NumPy array: give torch.from_numpy({name}).")
+    if not isinstance(value, Tensor):
+        advice = f": give torch.stack({name})" if isinstance(value, list | tuple) and value else ""
+        raise ValueError(f"{name} must be a tensor of shape [N, ...], not {_described(value)}{advice}.")
+    if value.is_meta:
+        raise ValueError(f"{name} lie on the device 'meta', where tensors have no values: put real images there.")
+    if value.is_nested or value.layout != torch.strided:
+        advice = "images of one size, stacked" if value.is_nested else f"{name}.to_dense()"
+        raise ValueError(f"{name} must be an ordinary tensor, not one of the layout {value.layout}: give {advice}.")
+    if value.is_quantized:
+        raise ValueError(f"{name} must be an ordinary tensor, not a quantised one: give {name}.dequantize().")
+    given = list(value.shape)
+    if value.dim() < 2 or (shape is not None and given == list(shape)):
+        raise ValueError(
+            f"{name} must be a batch of shape [N, ...], not {given}: one image needs a batch dimension, "
+            f"{name}.unsqueeze(0)."
+        )
+    if shape is not None and given[1:] != list(shape):
+        raise ValueError(
+            f"this network was converted for inputs [N, {', '.join(map(str, shape))}], not {given}: convert it again "
+            "with calibration images of that size."
+        )
+    if value.numel() == 0:
+        raise ValueError(f"{name} of shape {given} hold no image: leave out empty batches.")
+    return value
+
+
+def _described(value: Any) -> str:
+    """Name what was given, without printing all that it holds."""
+    if value is None or isinstance(value, bool | int | float | complex):
+        return repr(value)
+    if isinstance(value, str):
+        return f"the text {value!r}" if len(value) < 80 else "a text"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return f"a {type(value).__name__}"
