@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
+from torch.ao.quantization import FakeQuantizeBase, ObserverBase
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import UninitializedTensorMixin
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Dataset
 
 from snn_lowlat.errors import unknown_name
 
-__all__ = ["count", "fraction", "images", "number", "one_of", "positive"]
+if TYPE_CHECKING:
+    from snn_lowlat.model import SpikingModel
+
+__all__ = [
+    "batches",
+    "count",
+    "fraction",
+    "images",
+    "network",
+    "number",
+    "one_of",
+    "positive",
+    "seed",
+    "share",
+    "spiking_model",
+]
+
+_LARGEST_SEED = 2**63 - 1
 
 
 def count(name: str, value: Any, minimum: int = 1, maximum: int | None = None) -> int:
@@ -89,6 +113,16 @@ def fraction(name: str, value: Any) -> float:
     return number(name, value, 0, 1)
 
 
+def share(name: str, value: Any) -> float:
+    """Return a number from 0 to below 1, such as a probability of being left out; see :func:`number`."""
+    return number(name, value, 0, below=1)
+
+
+def seed(name: str, value: Any) -> int:
+    """Return a seed of random numbers, a whole number from 0 to 2**63 - 1; see :func:`count`."""
+    return count(name, value, 0, _LARGEST_SEED)
+
+
 def one_of(kind: str, value: Any, known: Iterable[str]) -> str:
     """Return a name that exists; ``ValueError`` lists those that do, the nearest first."""
     names = tuple(known)
@@ -97,8 +131,8 @@ def one_of(kind: str, value: Any, known: Iterable[str]) -> str:
     return value
 
 
-def images(name: str, value: Any, shape: Sequence[int] | None = None) -> Tensor:
-    """Return a batch of images ``[N, ...]`` of at least one image: an ordinary tensor, with values.
+def images(name: str, value: Any, shape: Sequence[int] | None = None, *, empty: bool = False) -> Tensor:
+    """Return a batch of images ``[N, ...]``, of at least one image: an ordinary tensor, with values.
 
     Parameters
     ----------
@@ -108,6 +142,8 @@ def images(name: str, value: Any, shape: Sequence[int] | None = None) -> Tensor:
         What was given.
     shape : sequence of int, optional
         The shape of one image, where it is known.
+    empty : bool
+        Let a batch of no images pass too, for callers that skip it.
 
     Raises
     ------
@@ -137,9 +173,175 @@ def images(name: str, value: Any, shape: Sequence[int] | None = None) -> Tensor:
             f"this network was converted for inputs [N, {', '.join(map(str, shape))}], not {given}: convert it again "
             "with calibration images of that size."
         )
-    if value.numel() == 0:
+    if value.numel() == 0 and not (empty and len(value) == 0):
         raise ValueError(f"{name} of shape {given} hold no image: leave out empty batches.")
     return value
+
+
+def batches(name: str, value: Any) -> Iterable[object]:
+    """Return what yields batches: a loader, a list, a generator; one tensor is one batch.
+
+    Parameters
+    ----------
+    name : str
+        What it is, as the user knows it: the argument's name.
+    value : object
+        What was given. It is not read.
+
+    Raises
+    ------
+    ValueError
+        If it can't be gone through, or its items are no batches; the message says what to give.
+    """
+    if isinstance(value, Tensor):
+        return [images("images", value)]
+    if isinstance(value, nn.Module):
+        raise ValueError(
+            f"{name} must be batches of images, not the network {type(value).__name__}: the network is "
+            "an argument of its own, and comes first."
+        )
+    if isinstance(value, Dataset):
+        raise ValueError(
+            f"{name} must yield batches, but the Dataset {type(value).__name__} yields single images: give "
+            "DataLoader(dataset, batch_size=128), or batch_size=None if it yields batches itself."
+        )
+    if isinstance(value, np.ndarray):
+        raise ValueError(
+            f"{name} must be a tensor or batches of tensors, not a NumPy array: give torch.from_numpy(it)."
+        )
+    pair = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(item, Tensor) for item in value)
+    if isinstance(value, Mapping) or (pair and value[0].dim() > 1 >= value[1].dim()):
+        raise ValueError(f"{name} must yield batches, but this is one batch: put it into a list, [batch].")
+    if value is None or isinstance(value, str | bytes | PathLike | type) or not isinstance(value, Iterable):
+        raise ValueError(
+            f"{name} must be batches of images, such as a DataLoader or a list of tensors [N, ...], not "
+            f"{_described(value)}."
+        )
+    return value
+
+
+def network(name: str, value: Any, *, rewritten: bool = False, spiking: bool = False) -> nn.Module:
+    """Return a torch network, by default one that is not spiking yet.
+
+    Parameters
+    ----------
+    name : str
+        What it is, as the user knows it: the argument's name.
+    value : object
+        What was given.
+    rewritten : bool
+        Whether the network is to be traced: then it is returned free of ``DataParallel``, ``torch.compile`` and the
+        like, on a copy if they wrap parts of it, and what is no ordinary torch code or has no values is refused.
+    spiking : bool
+        Let spiking networks pass too.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else; the message says what was given and what to give.
+    """
+    _refuse_other_than_network(name, value, spiking)
+    if not rewritten:
+        return value  # type: ignore[no-any-return]
+    model = _unwrapped(value)
+    kinds = list(model.modules())
+    if any(isinstance(module, torch.jit.ScriptModule) for module in kinds):
+        raise ValueError(f"{name} was compiled by torch.jit, which hides its code: give the network it was made from.")
+    if isinstance(model, fx.GraphModule) and any(
+        isinstance(n.target, torch._ops.OpOverload) for n in model.graph.nodes
+    ):
+        raise ValueError(f"{name} was made by torch.export: give the network that was exported.")
+    if any(_is_quantised(module) for module in kinds) or (
+        any(isinstance(module, ObserverBase) for module in kinds)
+        and not any(isinstance(module, FakeQuantizeBase) for module in kinds)
+    ):
+        raise ValueError(
+            f"{name} is quantised, or prepared for it: give the network in floating point that it was made from; "
+            "convert(..., precision='int8') rounds weights to 8 bits itself."
+        )
+    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, UninitializedTensorMixin):
+            raise ValueError(
+                f"{name} has lazy layers: {key!r} has no shape yet. Run it on a batch, and train it, first."
+            )
+        if tensor.is_meta:
+            raise ValueError(f"{name} has no values: {key!r} lies on the device 'meta'. Load its weights first.")
+    return model
+
+
+def spiking_model(name: str, value: Any) -> SpikingModel:
+    """Return a :class:`snn_lowlat.SpikingModel`; anything else is a ``ValueError`` that says what to give."""
+    from snn_lowlat.model import SpikingModel
+
+    if isinstance(value, SpikingModel):
+        return value
+    advice = ""
+    if isinstance(value, str | PathLike):
+        advice = f": load it first, snn_lowlat.load({str(value)!r})"
+    elif isinstance(value, nn.Module):
+        ours = any(_is_spiking(module) for module in value.modules())
+        advice = (
+            ": give what snn_lowlat.convert() returned, whose .network is the host's module"
+            if ours
+            else ": convert it first, snn_lowlat.convert(model, calibration)"
+        )
+    elif isinstance(value, Iterable):
+        advice = ": the network comes before the data"
+    raise ValueError(f"{name} must be a SpikingModel, not {_described(value)}{advice}.")
+
+
+def _refuse_other_than_network(name: str, value: Any, spiking: bool) -> None:
+    if isinstance(value, nn.Module):
+        if spiking or not any(_is_spiking(module) for module in value.modules()):
+            return
+        raise ValueError(f"{name} must be an original network, but this one is spiking: give the trained ReLU network.")
+    advice = ""
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        advice = f": create it first, {value.__name__}(), and load its weights"
+    elif isinstance(value, Mapping):
+        advice = ": if it is a state_dict, load it into the network first, model.load_state_dict(it)"
+    elif isinstance(value, str | PathLike):
+        advice = ": create the network and load the file's weights into it first"
+    elif isinstance(value, torch.export.ExportedProgram):
+        advice = ": give the network that was exported"
+    elif isinstance(value, Tensor | DataLoader | Dataset | list | tuple):
+        advice = ": the network comes before the data"
+    raise ValueError(f"{name} must be a torch.nn.Module, not {_described(value)}{advice}.")
+
+
+def _is_spiking(module: nn.Module) -> bool:
+    """Say whether a module is a host's neuron, without importing the hosts."""
+    places = ("spikingjelly.activation_based.neuron", "snntorch._neurons", "snn_lowlat.adapters.", "snn_lowlat.model")
+    return any(base.__module__.startswith(places) for base in type(module).__mro__)
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    """Say whether a module is one of torch's quantised layers."""
+    place = type(module).__module__
+    return place.startswith("torch.ao.nn.") and ".quantized" in place
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """Return what a module merely wraps; None if it computes something itself."""
+    if isinstance(module, nn.DataParallel | DistributedDataParallel | AveragedModel):
+        return module.module  # type: ignore[no-any-return]
+    # Its module is slow to import.
+    return module._orig_mod if type(module).__name__ == "OptimizedModule" else None  # type: ignore[return-value]
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return a network without wrappers: itself, what it wraps, or a copy if parts of it are wrapped."""
+    while (inner := _wrapped(model)) is not None:
+        model = inner
+    copies: dict[int, Any] = {}
+    # The innermost first, so that a copy finds the copies of its parts.
+    for module in reversed(list(model.modules())):
+        inner = module
+        while (next_inner := _wrapped(inner)) is not None:
+            inner = next_inner
+        if inner is not module:
+            copies[id(module)] = copy.deepcopy(inner, copies)
+    return copy.deepcopy(model, copies) if copies else model
 
 
 def _described(value: Any) -> str:
