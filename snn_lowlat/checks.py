@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
@@ -35,6 +35,7 @@ __all__ = [
     "seed",
     "share",
     "spiking_model",
+    "values",
 ]
 
 _LARGEST_SEED = 2**63 - 1
@@ -118,6 +119,29 @@ def share(name: str, value: Any) -> float:
     return number(name, value, 0, below=1)
 
 
+def values(name: str, value: Any) -> Tensor:
+    """Return finite values, one or one for each channel, as a floating-point tensor of its own on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If they are no real numbers, not finite, or of another shape than ``[]`` or ``[C]``.
+    """
+    try:
+        given = torch.as_tensor(value).detach().cpu().clone()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} must be numbers, one or one a channel, not {_described(value)}.") from None
+    if given.is_complex() or given.dtype == torch.bool:
+        raise ValueError(f"{name} must be real numbers, not of the type {given.dtype}.")
+    if not given.is_floating_point():
+        given = given.to(torch.get_default_dtype())
+    if given.dim() > 1 or given.numel() == 0:
+        raise ValueError(f"{name} must be one value or one a channel, not of shape {tuple(given.shape)}.")
+    if not bool(torch.isfinite(given).all()):
+        raise ValueError(f"{name} must be finite.")
+    return given
+
+
 def seed(name: str, value: Any) -> int:
     """Return a seed of random numbers, a whole number from 0 to 2**63 - 1; see :func:`count`."""
     return count(name, value, 0, _LARGEST_SEED)
@@ -154,7 +178,7 @@ def images(name: str, value: Any, shape: Sequence[int] | None = None, *, empty: 
         raise ValueError(f"{name} must be a tensor, not a NumPy array: give torch.from_numpy({name}).")
     if not isinstance(value, Tensor):
         advice = f": give torch.stack({name})" if isinstance(value, list | tuple) and value else ""
-        raise ValueError(f"{name} must be a tensor of shape [N, ...], not {_described(value)}{advice}.")
+        raise ValueError(f"{name} must be a batch of images, a tensor [N, ...], not {_described(value)}{advice}.")
     if value.is_meta:
         raise ValueError(f"{name} lie on the device 'meta', where tensors have no values: put real images there.")
     if value.is_nested or value.layout != torch.strided:
@@ -207,7 +231,7 @@ def batches(name: str, value: Any) -> Iterable[object]:
         )
     if isinstance(value, np.ndarray):
         raise ValueError(
-            f"{name} must be a tensor or batches of tensors, not a NumPy array: give torch.from_numpy(it)."
+            f"{name} must be a tensor or batches of tensors, not a NumPy array: torch.from_numpy() makes one."
         )
     pair = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(item, Tensor) for item in value)
     if isinstance(value, Mapping) or (pair and value[0].dim() > 1 >= value[1].dim()):
@@ -260,10 +284,8 @@ def network(name: str, value: Any, *, rewritten: bool = False, spiking: bool = F
             "convert(..., precision='int8') rounds weights to 8 bits itself."
         )
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, UninitializedTensorMixin):
-            raise ValueError(
-                f"{name} has lazy layers: {key!r} has no shape yet. Run it on a batch, and train it, first."
-            )
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            raise ValueError(f"{name} has lazy layers: {key!r} has no shape yet. Run a batch through it first.")
         if tensor.is_meta:
             raise ValueError(f"{name} has no values: {key!r} lies on the device 'meta'. Load its weights first.")
     return model
@@ -311,8 +333,9 @@ def _refuse_other_than_network(name: str, value: Any, spiking: bool) -> None:
 
 def _is_spiking(module: nn.Module) -> bool:
     """Say whether a module is a host's neuron, without importing the hosts."""
-    places = ("spikingjelly.activation_based.neuron", "snntorch._neurons", "snn_lowlat.adapters.", "snn_lowlat.model")
-    return any(base.__module__.startswith(places) for base in type(module).__mro__)
+    hosts = ("spikingjelly.activation_based.neuron", "snntorch._neurons", "snn_lowlat.adapters.")
+    places = [base.__module__ for base in type(module).__mro__]
+    return "snn_lowlat.model" in places or any(place.startswith(hosts) for place in places)
 
 
 def _is_quantised(module: nn.Module) -> bool:

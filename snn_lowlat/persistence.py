@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from snn_lowlat import checks
 from snn_lowlat.adapters import get_backend
 from snn_lowlat.errors import FileFormatError
 from snn_lowlat.files import whole_file
@@ -36,6 +37,7 @@ def save(snn: SpikingModel, path: str | PathLike[str]) -> None:
     path : path
         The file to write.
     """
+    snn = checks.spiking_model("snn", snn)
     graph, plan = snn.normal_form()
     contents = {
         "format": _FORMAT,

@@ -52,8 +52,8 @@ def test_near_names_are_offered():
 X = torch.rand(4, 1, 8, 8)
 
 BAD_IMAGES = {
-    "nothing": (None, r"images must be a tensor of shape \[N, ...\], not None"),
-    "a number": (3, "images must be a tensor of shape .* not 3"),
+    "nothing": (None, r"images must be a batch of images, a tensor \[N, ...\], not None"),
+    "a number": (3, "images must be a batch of images, .* not 3"),
     "a list": ([X[0], X[1]], r"not a list: give torch.stack\(images\)"),
     "a text": ("images.pt", "not the text 'images.pt'"),
     "an array": (X.numpy(), r"not a NumPy array: give torch.from_numpy\(images\)"),

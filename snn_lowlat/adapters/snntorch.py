@@ -22,6 +22,7 @@ from snn_lowlat.errors import SnnLowlatError, unknown_name
 from snn_lowlat.graph import MAX_POOLS, current_shapes, find_sites, without_ceilings
 from snn_lowlat.neurons import (
     accumulate_then_fire,
+    check_plan,
     integrate_and_fire_sequence,
     online_temporal_switch,
     online_temporal_switch_step,
@@ -584,6 +585,7 @@ def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.G
     network = without_ceilings(graph)
     reference = next(network.parameters(), torch.empty(0))
     shapes = current_shapes(network, input_shape)
+    check_plan(plan, find_sites(network))
     for site_plan in plan.values():
         if site_plan.neuron not in _NEURONS:
             raise unknown_name("snnTorch neuron", site_plan.neuron, _NEURONS)

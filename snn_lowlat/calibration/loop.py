@@ -191,7 +191,7 @@ class _Seen:
             self.first = images[0].detach().cpu().clone()
         elif images.shape[1:] != self.first.shape:
             raise CalibrationError(
-                f"the images of a batch have the shape {[*images.shape[1:]]}, those of the first {[*self.first.shape]}: "
+                f"the images of a batch have the shape {[*images.shape[1:]]}, the first had {[*self.first.shape]}: "
                 "give images of one size, cropped or scaled."
             )
         self.images += len(images)

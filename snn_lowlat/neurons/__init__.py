@@ -14,7 +14,7 @@ from snn_lowlat.neurons.integrate_and_fire import (
     integrate_and_fire_sequence,
     integrate_and_fire_step,
 )
-from snn_lowlat.neurons.model import NEURONS, NeuronModel
+from snn_lowlat.neurons.model import NEURONS, NeuronModel, check_plan
 from snn_lowlat.neurons.parameters import per_channel
 from snn_lowlat.neurons.temporal_switch import (
     event_counts,
@@ -34,6 +34,7 @@ __all__ = [
     "NeuronModel",
     "accumulate",
     "accumulate_then_fire",
+    "check_plan",
     "event_counts",
     "integrate_and_fire",
     "integrate_and_fire_sequence",
