@@ -35,6 +35,7 @@ __all__ = [
     "seed",
     "share",
     "spiking_model",
+    "tensor",
     "values",
 ]
 
@@ -155,25 +156,8 @@ def one_of(kind: str, value: Any, known: Iterable[str]) -> str:
     return value
 
 
-def images(name: str, value: Any, shape: Sequence[int] | None = None, *, empty: bool = False) -> Tensor:
-    """Return a batch of images ``[N, ...]``, of at least one image: an ordinary tensor, with values.
-
-    Parameters
-    ----------
-    name : str
-        What they are, as the user knows them: the argument's name.
-    value : object
-        What was given.
-    shape : sequence of int, optional
-        The shape of one image, where it is known.
-    empty : bool
-        Let a batch of no images pass too, for callers that skip it.
-
-    Raises
-    ------
-    ValueError
-        If it is anything else; the message says what was given and what to give.
-    """
+def tensor(name: str, value: Any) -> Tensor:
+    """Return an ordinary tensor that has values; a ``ValueError`` says what was given and what to give."""
     if isinstance(value, np.ndarray):
         raise ValueError(f"{name} must be a tensor, not a NumPy array: give torch.from_numpy({name}).")
     if not isinstance(value, Tensor):
@@ -186,6 +170,27 @@ def images(name: str, value: Any, shape: Sequence[int] | None = None, *, empty: 
         raise ValueError(f"{name} must be an ordinary tensor, not one of the layout {value.layout}: give {advice}.")
     if value.is_quantized:
         raise ValueError(f"{name} must be an ordinary tensor, not a quantised one: give {name}.dequantize().")
+    return value
+
+
+def images(name: str, value: Any, shape: Sequence[int] | None = None) -> Tensor:
+    """Return a batch of images ``[N, ...]``, of at least one image: an ordinary tensor that has values.
+
+    Parameters
+    ----------
+    name : str
+        What they are, as the user knows them: the argument's name.
+    value : object
+        What was given.
+    shape : sequence of int, optional
+        The shape of one image, where it is known.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else; the message says what was given and what to give.
+    """
+    value = tensor(name, value)
     given = list(value.shape)
     if value.dim() < 2 or (shape is not None and given == list(shape)):
         raise ValueError(
@@ -197,7 +202,7 @@ def images(name: str, value: Any, shape: Sequence[int] | None = None, *, empty: 
             f"this network was converted for inputs [N, {', '.join(map(str, shape))}], not {given}: convert it again "
             "with calibration images of that size."
         )
-    if value.numel() == 0 and not (empty and len(value) == 0):
+    if value.numel() == 0:
         raise ValueError(f"{name} of shape {given} hold no image: leave out empty batches.")
     return value
 

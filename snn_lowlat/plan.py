@@ -13,7 +13,7 @@ from snn_lowlat import checks
 
 __all__ = ["Plan", "SitePlan"]
 
-_MOST_THRESHOLDS = 1e6
+_MOST_THRESHOLDS = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class SitePlan:
     Raises
     ------
     ValueError
-        If a value is not finite, a threshold or amplitude not positive, a potential above a million thresholds, or a
+        If a value is not finite, a threshold or amplitude not positive, a potential above 2**24 thresholds, or a
         shape neither ``[]`` nor ``[C]``.
     """
 
@@ -64,9 +64,9 @@ class SitePlan:
             object.__setattr__(self, name, value)
         if len(sizes) > 1:
             raise ValueError(f"threshold, initial_potential and amplitude have different numbers of channels: {sizes}.")
-        # Floats have no digits left for the current beside such a potential.
+        # Beside a larger potential a float has no digits left for a threshold.
         if not bool((self.initial_potential.abs() <= _MOST_THRESHOLDS * self.threshold).all()):
-            raise ValueError(f"initial_potential must be a million thresholds at most, not {self.initial_potential}.")
+            raise ValueError(f"initial_potential must be 2**24 thresholds at most, not {self.initial_potential}.")
         for name, given in self.parameters.items():
             checks.number(f"the parameter {name!r}", given)
         object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))

@@ -43,9 +43,12 @@ def inputs_of(batch: object) -> Tensor:
     """
     if isinstance(batch, Tensor):
         try:
-            return checks.images("images", batch, empty=True)
+            images = checks.tensor("images", batch)
         except ValueError as error:
             raise CalibrationError(str(error)) from error
+        if images.dim() == 0:
+            raise CalibrationError(f"a batch must be a tensor [N, ...], not the single number {images}.")
+        return images
     if isinstance(batch, Mapping):
         for key in _INPUT_KEYS:
             if isinstance(batch.get(key), Tensor):
