@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from snn_lowlat import checks
 from snn_lowlat.adapters import BACKENDS, get_backend
 from snn_lowlat.checks import count, fraction, number, one_of
 from snn_lowlat.convert import PRECISIONS
@@ -63,6 +64,7 @@ def save(snn: SpikingModel, path: str | PathLike[str]) -> None:
     OSError
         If it is a folder, or can't be written, as on a full disk; what was there before is unchanged.
     """
+    snn = checks.spiking_model("snn", snn)
     graph, plan = snn.normal_form()
     contents = {
         "format": _FORMAT,

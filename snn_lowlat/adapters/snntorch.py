@@ -23,6 +23,7 @@ from snn_lowlat.graph import current_shapes, find_sites, without_ceilings
 from snn_lowlat.neurons import (
     PoolState,
     accumulate_then_fire,
+    check_plan,
     cumulative_max_pool_step,
     integrate_and_fire_sequence,
     is_cumulative,
@@ -606,6 +607,7 @@ def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.G
     network = without_ceilings(graph)
     reference = next(network.parameters(), torch.empty(0))
     shapes = current_shapes(network, input_shape)
+    check_plan(plan, find_sites(network))
     for site_plan in plan.values():
         if site_plan.neuron not in _NEURONS:
             raise unknown_name("snnTorch neuron", site_plan.neuron, _NEURONS)

@@ -34,6 +34,7 @@ from snn_lowlat.graph import find_sites, without_ceilings
 from snn_lowlat.neurons import (
     PoolState,
     accumulate_then_fire,
+    check_plan,
     cumulative_max_pool,
     cumulative_max_pool_step,
     integrate_and_fire_sequence,
@@ -465,6 +466,7 @@ def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.G
     """Return SpikingJelly's network, in single-step mode; see :meth:`snn_lowlat.adapters.Backend.build`."""
     network = without_ceilings(graph)
     reference = next(iter(network.parameters()), torch.empty(0))
+    check_plan(plan, find_sites(network))
     for site_plan in plan.values():
         if site_plan.neuron not in _NEURONS:
             raise unknown_name("SpikingJelly neuron", site_plan.neuron, _NEURONS)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_lowlat import checks
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.devices import device_of
 from snn_lowlat.encoding import input_events, make_encoder
@@ -126,6 +127,12 @@ def analyse(
         If there are no images, a step is listed that the network does not simulate, or the networks have different
         layers.
     """
+    snn = checks.spiking_model("snn", snn)
+    loader = checks.batches("loader", loader)
+    if ann is not None:
+        ann = checks.network("ann", ann, rewritten=True)
+    if images is not None:
+        images = checks.count("images", images)
     graph, plan = snn.normal_form()
     steps, place = listed_steps(timesteps, snn.timesteps), device_of(snn)
     graph.to(place)
@@ -136,6 +143,9 @@ def analyse(
     seen = 0
     for batch in tracked(loader, "analysing", progress=progress):
         inputs = inputs_of(batch)[: None if images is None else images - seen].to(place)
+        if not len(inputs):
+            continue
+        checks.images("images", inputs, snn.provenance.input_shape)
         if ann is not None and errors is None:
             errors = ErrorCounter(normalise(ann, inputs[:2]).to(place), graph, plan)
         for part in micro_batches(inputs, counter.timesteps, snn.micro_batch):
@@ -148,7 +158,8 @@ def analyse(
         if images is not None and seen >= images:
             break
     operations = counter.compute()
-    assert example is not None
+    if example is None:
+        raise ValueError("there are no images to analyse: the loader gave none.")
     diagnosis: Diagnosis | None = None
     if errors is not None:
         diagnosis = errors.compute(snn.strategy, snn.provenance.options, snn.provenance.refinements)

@@ -39,6 +39,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from snn_lowlat import checks
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.devices import device_of
 from snn_lowlat.encoding import input_events, make_encoder
@@ -225,11 +226,18 @@ def measure_operations(
     ValueError
         If there are no images, or a step is listed that the network does not simulate.
     """
+    snn = checks.spiking_model("snn", snn)
+    loader = checks.batches("loader", loader)
+    if images is not None:
+        images = checks.count("images", images)
     graph, plan = snn.normal_form()
     counter = EventCounter(graph, plan, snn.encoder, listed_steps(timesteps, snn.timesteps))
     seen, place = 0, device_of(snn)
     for batch in tracked(loader, "counting operations", progress=progress):
         inputs = inputs_of(batch)[: None if images is None else images - seen].to(place)
+        if not len(inputs):
+            continue
+        checks.images("images", inputs, snn.provenance.input_shape)
         for part in micro_batches(inputs, counter.timesteps, snn.micro_batch):
             counter.run(part, snn.seed)
         seen += len(inputs)

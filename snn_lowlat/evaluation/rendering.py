@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from snn_lowlat.errors import unknown_name
+from snn_lowlat import checks
 from snn_lowlat.evaluation.diagnosis import Diagnosis
 from snn_lowlat.evaluation.energy import COST_MODELS, Cost, cost_model
 from snn_lowlat.evaluation.figures import (
@@ -98,8 +98,7 @@ def write_report(
     path = Path(path)
     if not reports:
         raise ValueError("there is no report to write.")
-    if path.suffix not in _TEMPLATES:
-        raise unknown_name("ending of a report", path.suffix, _TEMPLATES)
+    checks.one_of("ending of a report", path.suffix, _TEMPLATES)
     for model in models:
         cost_model(model)
     template, picture, table = _TEMPLATES[path.suffix]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from snn_lowlat import checks
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.devices import device_of
 from snn_lowlat.evaluation.report import Report
@@ -57,8 +58,13 @@ def evaluate(
     Raises
     ------
     ValueError
-        If there are no batches, a batch has no labels, or a step is listed that the network does not simulate.
+        If there are no batches, a batch has no labels, a step is listed that the network does not simulate, or an
+        argument is something else; the message says what to give.
     """
+    snn = checks.spiking_model("snn", snn)
+    loader = checks.batches("loader", loader)
+    if ann is not None:
+        checks.network("ann", ann)
     steps = listed_steps(timesteps, snn.timesteps)
     if device is not None:
         snn.to(device)
@@ -73,6 +79,8 @@ def evaluate(
     with torch.inference_mode(), evaluating(*networks):
         for batch in tracked(loader, "evaluating", progress=progress):
             inputs, labels = inputs_of(batch).to(place), labels_of(batch)
+            if not len(inputs):
+                continue
             if len(inputs) != len(labels):
                 raise ValueError(f"a batch has {len(inputs)} images but {len(labels)} labels.")
             correct += (_readouts(snn, inputs, steps, rates).argmax(-1).cpu() == labels).sum(1)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from snn_lowlat import checks
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph import operations
@@ -67,6 +68,7 @@ def normalise(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
 
 def try_normalise(model: nn.Module, example_input: Tensor) -> tuple[fx.GraphModule | None, list[Obstacle]]:
     """Rewrite a network into the normal form, collecting obstacles; without any, the graph is whole and checked."""
+    model = checks.network("model", model, rewritten=True)
     example_input = _small_batch(model, example_input)
     model = copy.deepcopy(model).eval()
     tracer = ValueTracer(example_input, leaves=(CeilingReLU, ValueRangeReLU))
@@ -297,9 +299,10 @@ def _contains_node(values: Any) -> bool:
 
 
 def _small_batch(model: nn.Module, example_input: Tensor) -> Tensor:
-    if not isinstance(example_input, Tensor) or example_input.dim() < 2 or not len(example_input):
-        shape = tuple(getattr(example_input, "shape", ())) or type(example_input).__name__
-        raise ConversionError(f"the example input must be a batch, a tensor of shape [N, ...], not {shape}.")
+    try:
+        checks.images("example_input", example_input)
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
     return example_input[:2].detach().to(device_of(model)).repeat(2, *[1] * (example_input.dim() - 1))[:2]
 
 

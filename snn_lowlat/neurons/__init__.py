@@ -23,7 +23,7 @@ from snn_lowlat.neurons.max_pool import (
     is_cumulative,
     max_pool_window,
 )
-from snn_lowlat.neurons.model import NEURONS, NeuronModel
+from snn_lowlat.neurons.model import NEURONS, NeuronModel, check_plan
 from snn_lowlat.neurons.parameters import per_channel
 from snn_lowlat.neurons.temporal_switch import (
     event_counts,
@@ -46,6 +46,7 @@ __all__ = [
     "PoolState",
     "accumulate",
     "accumulate_then_fire",
+    "check_plan",
     "cumulative_max_pool",
     "cumulative_max_pool_step",
     "event_counts",
