@@ -40,23 +40,36 @@ class Example:
         The spikes of some neurons of the first and of the last layer, evenly chosen: a text for each neuron, a ``1`` or
         ``0`` for each step.
     outputs : tuple of tuple of float
-        The readout of each class after each step.
+        The readout of each class after each step, or of some of the values where they are no classes.
+    classes : bool
+        Whether they are classes, and all of them.
     """
 
     inputs: tuple[tuple[float, ...], ...]
     rasters: Mapping[str, tuple[str, ...]]
     outputs: tuple[tuple[float, ...], ...]
+    classes: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
         rasters = {name: list(rows) for name, rows in self.rasters.items()}
-        return {"inputs": list(map(list, self.inputs)), "rasters": rasters, "outputs": list(map(list, self.outputs))}
+        return {
+            "inputs": list(map(list, self.inputs)),
+            "rasters": rasters,
+            "outputs": list(map(list, self.outputs)),
+            "classes": self.classes,
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Example:
         """Read back what :meth:`to_dict` returned."""
         rasters = {name: tuple(rows) for name, rows in values["rasters"].items()}
-        return cls(tuple(map(tuple, values["inputs"])), rasters, tuple(map(tuple, values["outputs"])))
+        return cls(
+            tuple(map(tuple, values["inputs"])),
+            rasters,
+            tuple(map(tuple, values["outputs"])),
+            values.get("classes", True),
+        )
 
 
 @dataclass(frozen=True)
@@ -190,9 +203,12 @@ class _Watch:
         steps = len(outputs)
         sent = input_events(snn.encoder, images[:1], steps, snn.seed)
         inputs = _some((images[:1] if sent is None else sent[:, 0]).float())
-        readout = outputs[:, 0].float().cumsum(0) / torch.arange(1, steps + 1, device=outputs.device)[:, None]
+        values = outputs[:, 0].reshape(steps, -1).double()
+        readout = values.cumsum(0) / torch.arange(1, steps + 1, device=outputs.device)[:, None]
+        classes = values.shape[1] > 1 and values.shape[1] in outputs.shape[2:]
+        shown = readout.T if classes else _some(readout)
         ends = dict.fromkeys(list(self._rasters)[:1] + list(self._rasters)[-1:])
-        return Example(_rows(inputs), {name: self._rasters[name] for name in ends}, _rows(readout.flatten(1).T))
+        return Example(_rows(inputs), {name: self._rasters[name] for name in ends}, _rows(shown), classes)
 
 
 def _some(steps: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """From a network as people write it to the normal form: traced, folded, its activation sites found."""
 
+from snn_lowlat.graph.channels import channel_dimensions
 from snn_lowlat.graph.check import ConvertibilityReport, check_convertible
 from snn_lowlat.graph.description import describe, fill, rebuild, with_safe_names
 from snn_lowlat.graph.integers import original_of, to_integers, with_rounded_weights
@@ -26,6 +27,7 @@ __all__ = [
     "Obstacle",
     "Site",
     "bias_carrier",
+    "channel_dimensions",
     "check_convertible",
     "current_shapes",
     "depth",

@@ -10,6 +10,8 @@ any host may trace it again and get the same graph:
   one, and each layer with weights has a bias;
 - max-pooling stands before the site, not after it: ``max(relu(z)) = relu(max(z))``, so that currents are pooled and
   never spikes; over time it pools what they have added up to, see :mod:`snn_lowlat.neurons.max_pool`;
+- the channels of every site are in dimension 1: where the layers around it have them elsewhere, as a linear layer over
+  ``[N, L, C]`` has, a permutation stands before the site and the inverse behind it;
 - dimension 0 is the batch and every operation treats its entries alike.
 """
 
@@ -29,6 +31,7 @@ from snn_lowlat import checks
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph import operations
+from snn_lowlat.graph.channels import put_channels_first
 from snn_lowlat.graph.max_pools import move_max_pools
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.obstacles import Obstacle, conversion_error
@@ -78,10 +81,22 @@ def try_normalise(model: nn.Module, example_input: Tensor) -> tuple[fx.GraphModu
         return None, [_trace_obstacle(error)]
     graph, obstacles = Builder(tracer.root, traced).build()
     if not obstacles:
-        fold_batch_norms(graph)
-        move_max_pools(graph)
+        obstacles = _rewritten(graph, example_input)
+    if not obstacles:
         obstacles = _differences(model, graph, example_input)
     return graph, obstacles
+
+
+def _rewritten(graph: fx.GraphModule, example_input: Tensor) -> list[Obstacle]:
+    """Bring layers, pools and sites into the order of the normal form."""
+    try:
+        fold_batch_norms(graph, example_input)
+        move_max_pools(graph)
+        put_channels_first(graph, example_input)
+    except RuntimeError as error:
+        advice = "look for a tensor made with the batch's size, or of another type than the network's"
+        return [Obstacle("output", f"the rewritten network fails: {error.__cause__ or error}", advice)]
+    return []
 
 
 class Builder:

@@ -6,9 +6,10 @@ import copy
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from snn_lowlat.graph.channels import channel_dimensions
 from snn_lowlat.graph.sites import BATCH_NORMS, find_sites
 
 __all__ = ["fold_batch_norms", "without_ceilings"]
@@ -17,28 +18,39 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def fold_batch_norms(graph: fx.GraphModule) -> None:
+def fold_batch_norms(graph: fx.GraphModule, example: Tensor) -> None:
     """Fold each batch norm into the convolution or linear layer before it, where that layer feeds nothing else.
 
-    A batch norm that follows anything else stays: in evaluation mode it is an affine layer.
+    Permutations may lie between the two. A batch norm that follows anything else, or that normalises another dimension
+    than the one with the layer's channels, stays: in evaluation mode it is an affine layer.
+
+    Parameters
+    ----------
+    graph : GraphModule
+        A network in normal form; rewritten in place.
+    example : Tensor
+        A batch for it, ``[N, ...]``.
     """
+    channels = channel_dimensions(graph, example)
     for node in list(graph.graph.nodes):
         norm = _module(graph, node)
         if not isinstance(norm, BATCH_NORMS):
             continue
-        before = node.all_input_nodes[0]
+        before, dimension = node.all_input_nodes[0], 1
+        while before.target == "permute" and len(before.users) == 1:
+            before, dimension = before.all_input_nodes[0], int(str(before.args[1 + dimension]))
         layer = _module(graph, before)
         if len(before.users) != 1 or not isinstance(layer, (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)):
             continue
+        if channels[before] != dimension:
+            continue
         fused: Any
         if isinstance(layer, nn.Linear):
-            if norm.num_features != layer.out_features:
-                continue
             fused = fuse_linear_bn_eval(layer, norm)
         else:
             fused = fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, _TRANSPOSED))
         setattr(graph, str(before.target), fused.eval())
-        node.replace_all_uses_with(before)
+        node.replace_all_uses_with(node.all_input_nodes[0])
         graph.graph.erase_node(node)
     _finish(graph)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -164,7 +165,7 @@ def current_shapes(graph: fx.GraphModule, input_shape: Sequence[int]) -> dict[st
     return {site.name: site.current.meta["tensor_meta"].shape[1:] for site in find_sites(graph).values()}
 
 
-def bias_carrier(graph: fx.GraphModule, site: Site) -> str | None:
+def bias_carrier(graph: fx.GraphModule, site: Site, channels: Mapping[fx.Node, int]) -> str | None:
     """Return the layer whose bias shifts a site's pre-activation, channel by channel, and nothing else.
 
     Parameters
@@ -173,35 +174,65 @@ def bias_carrier(graph: fx.GraphModule, site: Site) -> str | None:
         A network in normal form.
     site : Site
         One of its sites.
+    channels : mapping of Node to int
+        Where the channels of each node are: :func:`snn_lowlat.graph.channel_dimensions`.
 
     Returns
     -------
     str or None
         The layer's name; None if there is no such layer, as behind a concatenation that others read too.
     """
-    return _carrier(graph, site.current)
+    return _carrier(graph, site.current, 1, channels)
 
 
-def output_bias_carrier(graph: fx.GraphModule) -> str | None:
-    """Return the layer whose bias shifts the network's output, class by class; None if there is none."""
-    output = next(node for node in graph.graph.nodes if node.op == "output")
-    return _carrier(graph, output.all_input_nodes[0])
+def output_bias_carrier(graph: fx.GraphModule, channels: Mapping[fx.Node, int]) -> str | None:
+    """Return the layer whose bias shifts the network's output, channel by channel; None if there is none."""
+    output = next(node for node in graph.graph.nodes if node.op == "output").all_input_nodes[0]
+    return _carrier(graph, output, channels[output], channels)
 
 
-def _carrier(graph: fx.GraphModule, node: fx.Node) -> str | None:
+def _carrier(graph: fx.GraphModule, node: fx.Node, dimension: int, channels: Mapping[fx.Node, int]) -> str | None:
+    """Return the layer whose bias shifts a node's value along a dimension, and nothing else."""
     if len(node.users) != 1:
         return None
     if node.op == "call_module":
         module = graph.get_submodule(str(node.target))
         if isinstance(module, WEIGHTED):
-            return str(node.target)
+            return str(node.target) if channels[node] == dimension else None
         unpadded = isinstance(module, _AVERAGE_POOLS) and not _any(module.padding) and not module.ceil_mode
         if isinstance(module, (*MAX_POOLS, *_ADAPTIVE_POOLS)) or unpadded:
-            return _carrier(graph, node.all_input_nodes[0])
+            # Pools have their own idea of channels, and mix what is in any other dimension.
+            return _carrier(graph, node.all_input_nodes[0], 1, channels) if dimension == 1 else None
+    if node.target == "permute":
+        return _carrier(graph, node.all_input_nodes[0], int(str(node.args[1 + dimension])), channels)
+    if node.target in (torch.flatten, torch.reshape):
+        (before,) = node.all_input_nodes
+        place = _unreshaped(_shape(before), _shape(node), dimension)
+        return None if place is None else _carrier(graph, before, place, channels)
     if node.target is operator.add:
-        names = (_carrier(graph, term) for term in node.all_input_nodes if term.op != "get_attr")
+        terms = [term for term in node.all_input_nodes if term.op != "get_attr" and _spans(term, node, dimension)]
+        names = (_carrier(graph, term, dimension, channels) for term in terms)
         return next((name for name in names if name is not None), None)
     return None
+
+
+def _spans(term: fx.Node, node: fx.Node, dimension: int) -> bool:
+    """Say whether a term of a sum has all of its channels, and none that is repeated."""
+    shape, whole = _shape(term), _shape(node)
+    return len(shape) == len(whole) and shape[dimension] == whole[dimension]
+
+
+def _unreshaped(before: Sequence[int], after: Sequence[int], dimension: int) -> int | None:
+    """Return where a dimension was before a reshape, if it was one and whole."""
+    places = range(1, len(before))
+    outside = math.prod(after[1:dimension])
+    return next((d for d in places if before[d] == after[dimension] and math.prod(before[1:d]) == outside), None)
+
+
+def _shape(node: fx.Node) -> Sequence[int]:
+    """Return a node's shape; what has no dimension beside the batch has one of size 1."""
+    shape = node.meta["tensor_meta"].shape
+    return shape if len(shape) > 1 else (*shape, 1)
 
 
 def _any(value: object) -> bool:

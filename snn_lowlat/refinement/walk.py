@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.errors import CalibrationError
-from snn_lowlat.graph import Site, find_sites, original_of
+from snn_lowlat.graph import Site, channel_dimensions, find_sites, original_of
 from snn_lowlat.neurons import MARGIN, MAX_POOLS, max_pool_window, per_channel
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.simulation import count_spikes, fire, is_counted, micro_batches
@@ -51,6 +51,7 @@ class LayerwiseWalk(ABC):
         self._counted = is_counted(plan)
         self._batches = list(micro_batches(images, 1 if self._counted else timesteps))
         self._interpreter = fx.Interpreter(self.graph, garbage_collect_values=False)
+        self.channels = channel_dimensions(self.graph, images)
         self._analog: dict[fx.Node, Sequence[Any]] = {}
         self._spiking: dict[fx.Node, Sequence[Any]] = {}
 
@@ -75,7 +76,7 @@ class LayerwiseWalk(ABC):
 
     @abstractmethod
     def correct_output(self, expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
-        """Correct the readout, from logits ``[n, classes]`` of the original and of every step, or their means."""
+        """Correct the readout, from outputs ``[n, ...]`` of the original and of every step, or their means."""
 
     @torch.no_grad()
     def run(self) -> tuple[fx.GraphModule, dict[str, SitePlan]]:
@@ -196,11 +197,11 @@ def gather_images(graph: fx.GraphModule, batches: Iterable[object], count: int, 
     return torch.cat(parts)
 
 
-def channel_mean(parts: Iterable[Tensor]) -> Tensor:
-    """Average over everything but the channels: ``[n, C, ...]`` each, ``[C]`` in all."""
+def channel_mean(parts: Iterable[Tensor], dimension: int = 1) -> Tensor:
+    """Average over everything but the channels: ``[n, C, ...]`` each, or with ``C`` elsewhere, ``[C]`` in all."""
     total, count, dtype = torch.zeros(()), 0, torch.float32
     for part in parts:
-        channels = part.movedim(1, 0).flatten(1)
+        channels = (part if part.dim() > 1 else part[:, None]).movedim(dimension, 0).flatten(1)
         total = total.to(part.device) + channels.sum(1, dtype=torch.float64)
         count, dtype = count + channels.shape[1], part.dtype
     return (total / count).to(dtype)
