@@ -1,10 +1,46 @@
-"""Names for what is added to a network."""
+"""Names for what is added to a network, and which names are safe in one.
+
+``torch.fx`` writes the names of nodes, layers and constants into the source of ``forward``, where a name can be anything
+from a keyword to a statement. Hence every name in a network of this package went through :func:`safe_name`, whether it
+comes from a user's network or from a file.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+import keyword
+import re
+import unicodedata
 
-__all__ = ["free_name"]
+from torch import fx, nn
+
+__all__ = ["free_name", "is_safe_name", "safe_name"]
+
+_LONGEST = 1000
+
+# What a graph module has of its own; most of it stands in no class, so an instance is asked.
+_RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
+
+
+def safe_name(wanted: str) -> str:
+    """Return a name that stays a name in the source that ``torch.fx`` writes; the same for the same name wanted.
+
+    Letters, digits and underscores stay, so that most names do; anything else becomes an underscore, and keywords and
+    ``self`` get one at their end. Digits may come first, as in the layers of an ``nn.Sequential``: ``torch.fx`` writes
+    those as strings.
+
+    Parameters
+    ----------
+    wanted : str
+        A name, or the path of a child.
+    """
+    # Python reads names in this form, so that others would be looked up under another name.
+    name = re.sub(r"\W", "_", unicodedata.normalize("NFKC", wanted))[:_LONGEST] or "unnamed"
+    return f"{name}_" if keyword.iskeyword(name) or name == "self" else name
+
+
+def is_safe_name(name: object) -> bool:
+    """Say whether something is a name that can stand for a layer or a constant of a graph module."""
+    return isinstance(name, str) and name == safe_name(name) and name not in _RESERVED
 
 
 def free_name(network: nn.Module, wanted: str) -> str:
@@ -15,11 +51,11 @@ def free_name(network: nn.Module, wanted: str) -> str:
     network : Module
         Where something is to be added.
     wanted : str
-        A name; a dot, as in the path of a child, becomes an underscore.
+        A name, or the path of a child; it is made safe, see :func:`safe_name`.
     """
-    wanted = wanted.replace(".", "_")
+    wanted = safe_name(wanted)
     name, number = wanted, 0
-    while hasattr(network, name):
+    while hasattr(network, name) or name in _RESERVED:
         number += 1
         name = f"{wanted}_{number}"
     return name

@@ -1,0 +1,50 @@
+"""Names that are safe in the source that torch.fx writes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import fx, nn
+
+from snn_lowlat.graph.names import free_name, is_safe_name, safe_name
+
+NAMES = st.one_of(st.text(), st.from_regex(r"\w+"), st.sampled_from(["self", "class", "graph", "meta", "training", "ﬁ"]))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        *(("conv1", "conv1"), ("3", "3"), ("größe", "größe"), ("layer1.0.conv", "layer1_0_conv")),
+        *(("in", "in_"), ("class", "class_"), ("True", "True_"), ("self", "self_"), ("a/b", "a_b"), ("a b", "a_b")),
+        *(('x"); import os; ("', "x____import_os____"), ("x\n", "x_"), ("ﬁ", "fi"), ("", "unnamed")),
+    ],
+)
+def test_names_are_made_safe_and_ordinary_ones_stay(wanted, expected):
+    assert safe_name(wanted) == expected
+
+
+@given(NAMES)
+def test_a_layer_of_any_name_can_be_called_in_a_graph(wanted):
+    root, graph = nn.Module(), fx.Graph()
+    name = free_name(root, wanted)
+    assert is_safe_name(name)
+    root.add_module(name, nn.Identity())
+    x = graph.placeholder("input")
+    graph.output(graph.call_module(name, (x,)))
+    assert fx.GraphModule(root, graph)(7) == 7
+
+
+@given(NAMES)
+def test_a_safe_name_stays_as_it_is(wanted):
+    assert safe_name(safe_name(wanted)) == safe_name(wanted)
+
+
+def test_names_that_are_taken_get_a_number():
+    network = nn.Sequential(nn.ReLU())
+    assert free_name(network, "0") == "0_1"
+    assert free_name(network, "graph") == "graph_1"
+    assert free_name(network, "training") == "training_1"
+
+
+@pytest.mark.parametrize("name", ["a.b", "class", 'x"', "x\n", "graph", "", 3, None])
+def test_names_that_are_not_safe_are_told(name):
+    assert not is_safe_name(name)
