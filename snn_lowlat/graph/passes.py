@@ -131,12 +131,16 @@ def _pool_before(graph: fx.GraphModule, at: fx.Node, pool: nn.Module, node: fx.N
 
 def _reads_spikes(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether a node's value comes from sites without a layer with weights between."""
-    module = _module(graph, node)
-    if isinstance(module, nn.ReLU):
-        return True
-    if isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED, *BATCH_NORMS, nn.Linear)):
-        return False
-    return any(_reads_spikes(graph, before) for before in node.all_input_nodes)
+    waiting, seen = [node], {node}
+    while waiting:
+        node = waiting.pop()
+        module = _module(graph, node)
+        if isinstance(module, nn.ReLU):
+            return True
+        if not isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED, *BATCH_NORMS, nn.Linear)):
+            waiting += [before for before in node.all_input_nodes if before not in seen]
+            seen.update(node.all_input_nodes)
+    return False
 
 
 def _call(graph: fx.GraphModule, before: fx.Node, name: str, module: nn.Module, x: fx.Node) -> fx.Node:

@@ -43,8 +43,11 @@ WEIGHTED = (
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 """Torch's max-pools; in the normal form each stands before a site."""
 
-_AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _ADAPTIVE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+_AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+
+AVERAGE_POOLS = (*_AVERAGE_POOLS, *_ADAPTIVE_POOLS)
+"""Torch's average pools."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,18 +195,21 @@ def output_bias_carrier(graph: fx.GraphModule) -> str | None:
 
 
 def _carrier(graph: fx.GraphModule, node: fx.Node) -> str | None:
-    if len(node.users) != 1:
-        return None
-    if node.op == "call_module":
-        module = graph.get_submodule(str(node.target))
-        if isinstance(module, WEIGHTED):
-            return str(node.target)
-        unpadded = isinstance(module, _AVERAGE_POOLS) and not _any(module.padding) and not module.ceil_mode
-        if isinstance(module, (*MAX_POOLS, *_ADAPTIVE_POOLS)) or unpadded:
-            return _carrier(graph, node.all_input_nodes[0])
-    if node.target is operator.add:
-        names = (_carrier(graph, term) for term in node.all_input_nodes if term.op != "get_attr")
-        return next((name for name in names if name is not None), None)
+    # Sums may be nested deeper than Python calls can be.
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if len(node.users) != 1:
+            continue
+        if node.op == "call_module":
+            module = graph.get_submodule(str(node.target))
+            if isinstance(module, WEIGHTED):
+                return str(node.target)
+            unpadded = isinstance(module, _AVERAGE_POOLS) and not _any(module.padding) and not module.ceil_mode
+            if isinstance(module, (*MAX_POOLS, *_ADAPTIVE_POOLS)) or unpadded:
+                waiting.append(node.all_input_nodes[0])
+        elif node.target is operator.add and node.args[0] is not node.args[1]:
+            waiting += [term for term in reversed(node.all_input_nodes) if term.op != "get_attr"]
     return None
 
 

@@ -7,7 +7,9 @@ from torch import fx, nn
 
 from snn_lowlat.graph.names import free_name, is_safe_name, safe_name
 
-NAMES = st.one_of(st.text(), st.from_regex(r"\w+"), st.sampled_from(["self", "class", "graph", "meta", "training", "ﬁ"]))
+NAMES = st.one_of(
+    st.text(), st.from_regex(r"\w+"), st.sampled_from(["self", "class", "graph", "meta", "training", "ﬁ"])
+)
 
 
 @pytest.mark.parametrize(
