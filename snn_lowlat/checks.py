@@ -190,9 +190,9 @@ def images(name: str, value: Any, shape: Sequence[int] | None = None) -> Tensor:
     ValueError
         If it is anything else; the message says what was given and what to give.
     """
-    value = tensor(name, value)
-    given = list(value.shape)
-    if value.dim() < 2 or (shape is not None and given == list(shape)):
+    found = tensor(name, value)
+    given = list(found.shape)
+    if found.dim() < 2 or (shape is not None and given == list(shape)):
         raise ValueError(
             f"{name} must be a batch of shape [N, ...], not {given}: one image needs a batch dimension, "
             f"{name}.unsqueeze(0)."
@@ -202,9 +202,9 @@ def images(name: str, value: Any, shape: Sequence[int] | None = None) -> Tensor:
             f"this network was converted for inputs [N, {', '.join(map(str, shape))}], not {given}: convert it again "
             "with calibration images of that size."
         )
-    if value.numel() == 0:
+    if found.numel() == 0:
         raise ValueError(f"{name} of shape {given} hold no image: leave out empty batches.")
-    return value
+    return found
 
 
 def batches(name: str, value: Any) -> Iterable[object]:

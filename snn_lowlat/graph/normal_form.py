@@ -17,10 +17,9 @@ any host may trace it again and get the same graph:
 
 from __future__ import annotations
 
-import copy
-import inspect
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,11 +31,16 @@ from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph import operations
 from snn_lowlat.graph.channels import put_channels_first
+from snn_lowlat.graph.levels import recognise_levels, separate_ceilings
 from snn_lowlat.graph.max_pools import move_max_pools
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.obstacles import Obstacle, conversion_error
 from snn_lowlat.graph.passes import fold_batch_norms
-from snn_lowlat.graph.tracer import ValueTracer
+from snn_lowlat.graph.preparing import prepared_copy
+from snn_lowlat.graph.sites import AVERAGE_POOLS
+from snn_lowlat.graph.tracer import IN_PLACE, ValueTracer
+from snn_lowlat.graph.verifying import differences, overflows, reference_dtype, trace_obstacle, unusable_values
+from snn_lowlat.neurons import MAX_POOLS
 from snn_lowlat.neurons.accumulate_then_fire import MARGIN
 from snn_lowlat.training.activations import CeilingReLU, ValueRangeReLU
 
@@ -73,17 +77,24 @@ def try_normalise(model: nn.Module, example_input: Tensor) -> tuple[fx.GraphModu
     """Rewrite a network into the normal form, collecting obstacles; without any, the graph is whole and checked."""
     model = checks.network("model", model, rewritten=True)
     example_input = _small_batch(model, example_input)
-    model = copy.deepcopy(model).eval()
+    obstacles = unusable_values(model, example_input)
+    if obstacles:
+        return None, obstacles
     tracer = ValueTracer(example_input, leaves=(CeilingReLU, ValueRangeReLU))
     try:
-        traced = tracer.trace(model, concrete_args=_defaults(model))
+        model, obstacles = prepared_copy(model, example_input)
+        traced = tracer.trace(model)
     except Exception as error:
-        return None, [_trace_obstacle(error)]
-    graph, obstacles = Builder(tracer.root, traced).build()
+        return None, [*obstacles, trace_obstacle(model, example_input, error)]
+    obstacles = obstacles + overflows(tracer.root, traced)
+    graph, found = Builder(tracer.root, traced).build()
+    obstacles += found
+    separate_ceilings(graph)
+    obstacles += recognise_levels(graph)
     if not obstacles:
         obstacles = _rewritten(graph, example_input)
     if not obstacles:
-        obstacles = _differences(model, graph, example_input)
+        obstacles = differences(model, graph, example_input, traced)
     return graph, obstacles
 
 
@@ -107,7 +118,7 @@ class Builder:
     root : Module
         The module that was traced.
     traced : Graph
-        Its graph, with a ``value`` and a ``scope`` in each node's ``meta``.
+        Its graph, with the ``meta`` of :class:`snn_lowlat.graph.tracer.ValueTracer` in each node.
     """
 
     def __init__(self, root: nn.Module, traced: fx.Graph) -> None:
@@ -116,27 +127,32 @@ class Builder:
         self._graph = fx.Graph()
         self._modules = nn.Module()
         self._shapes: dict[fx.Node, torch.Size] = {}
+        self._environment: dict[fx.Node, Any] = {}
+        self._failed: set[fx.Node] = set()
+        self._affected: set[fx.Node] = set()
         self._current: fx.Node
 
     def build(self) -> tuple[fx.GraphModule, list[Obstacle]]:
         """Return the new graph and what stood in its way."""
         obstacles: list[Obstacle] = []
-        environment: dict[fx.Node, Any] = {}
-        for node in self._traced.nodes:
+        for node in _needed(self._traced):
             self._current = node
             try:
-                environment[node] = self._translate(node, environment)
+                self._environment[node] = self._translate(node)
             except operations.Unsupported as reason:
-                obstacles.append(Obstacle(node.name, self._describe(node), str(reason)))
-                # Whatever follows is still looked at, so that one run names every obstacle.
-                inputs = [environment.get(n) for n in node.all_input_nodes]
-                environment[node] = next((value for value in inputs if isinstance(value, fx.Node)), None)
+                # Whatever follows is still looked at, so that one run names every obstacle, and none that only follows.
+                if not self._follows(node):
+                    obstacles.append(Obstacle(node.name, self._describe(node), str(reason)))
+                self._failed.add(node)
+                self._environment[node] = self._stand_in(node)
+            if node in self._failed or not self._affected.isdisjoint(node.all_input_nodes):
+                self._affected.add(node)
+            self._apply_changes(node)
         graph = fx.GraphModule(self._modules, self._graph)
-        if not obstacles:
-            graph.graph.eliminate_dead_code()
-            graph.graph.lint()
-            graph.delete_all_unused_submodules()
-            graph.recompile()
+        graph.graph.eliminate_dead_code()
+        graph.graph.lint()
+        graph.delete_all_unused_submodules()
+        graph.recompile()
         return graph.eval(), obstacles
 
     # What rules ask about the node being translated.
@@ -162,17 +178,44 @@ class Builder:
         """Return the shape a new node has for the example input."""
         return self._shapes[node]
 
-    def is_site(self, node: fx.Node) -> bool:
-        """Say whether a new node is an activation site without a ceiling."""
-        return node.op == "call_module" and isinstance(getattr(self._modules, str(node.target)), nn.ReLU)
+    def module(self, node: Any) -> nn.Module | None:
+        """Return the module that a new node calls; None for anything else."""
+        call = isinstance(node, fx.Node) and node.op == "call_module"
+        return getattr(self._modules, str(node.target)) if call else None
+
+    def is_site(self, node: Any) -> bool:
+        """Say whether a new node is an activation site, without its ceiling."""
+        return isinstance(self.module(node), nn.ReLU)
+
+    def clipped_site(self, node: Any) -> fx.Node | None:
+        """Return the site of which a new node is the clipped output; None if it is anything else."""
+        clipped = isinstance(node, fx.Node) and node.target is torch.minimum
+        return node.args[0] if clipped else None  # type: ignore[return-value]
+
+    def reads_alone(self) -> bool:
+        """Say whether nothing else reads what the operation reads."""
+        return all(len(before.users) == 1 for before in self._current.all_input_nodes if before.op != "get_attr")
+
+    def is_pool(self, node: fx.Node) -> bool:
+        """Say whether a new node is a pooling layer."""
+        return isinstance(self.module(node), (*MAX_POOLS, *AVERAGE_POOLS))
+
+    def constant(self, value: Any) -> Any:
+        """Return the value of a number, or of a new node that holds a constant."""
+        return getattr(self._modules, str(value.target)) if isinstance(value, fx.Node) else value
+
+    def ceiling_of(self, clipped: fx.Node) -> Tensor:
+        """Return the ceiling of a clipped site, of shape ``[]`` or ``[C, 1, ...]``."""
+        ceiling: Tensor = self.constant(clipped.args[1])
+        return ceiling
 
     # What rules build.
 
-    def layer(self, module: nn.Module, x: fx.Node) -> fx.Node:
+    def layer(self, module: nn.Module, x: fx.Node, shape: torch.Size | None = None) -> fx.Node:
         """Add a module and a call of it."""
-        name = free_name(self._modules, self._scope())
-        setattr(self._modules, name, module)
-        return self._added(self._graph.call_module(name, (x,)))
+        name = free_name(self._modules, self._scope(), site=isinstance(module, nn.ReLU))
+        self._modules.add_module(name, module)
+        return self._added(self._graph.call_module(name, (x,)), shape)
 
     def function(self, target: Callable[..., Any], *args: Any, shape: torch.Size | None = None) -> fx.Node:
         """Add a call of a function."""
@@ -183,25 +226,38 @@ class Builder:
         return self._added(self._graph.call_method(target, args))
 
     def site(self, x: fx.Node, ceiling: float | Tensor | None = None) -> fx.Node:
-        """Add an activation site, with its ceiling if it has one."""
+        """Add an activation site, with its ceiling if it has one; none where an activation changes nothing.
+
+        A ceiling on what is an activation already becomes that activation's.
+        """
+        if ceiling is None and self._is_activation(x):
+            return x
+        if self.is_site(x) or self.clipped_site(x) is not None:
+            return self.ceiling(x, ceiling)  # type: ignore[arg-type]
         site = self.layer(nn.ReLU(), x)
         return site if ceiling is None else self.ceiling(site, ceiling)
 
-    def ceiling(self, site: fx.Node, ceiling: float | Tensor) -> fx.Node:
-        """Clip a site's output at a ceiling: one number, or one a channel."""
-        value = torch.as_tensor(ceiling, dtype=self.result.dtype, device=device_of(self._root)).detach().clone()
+    def ceiling(self, activation: fx.Node, ceiling: float | Tensor) -> fx.Node:
+        """Clip a site's output at a ceiling: one number, or one a channel; if it has one already, at the lower one."""
+        clipped = self.clipped_site(activation)
+        site = activation if clipped is None else clipped
+        dtype = reference_dtype(self._root) or self.result.dtype
+        value = torch.as_tensor(ceiling, dtype=dtype, device=device_of(self._root)).detach().clone()
         channels, rank = self._shapes[site][1], len(self._shapes[site])
         if value.numel() not in (1, channels) or not bool((value > 0).all()):
             raise operations.Unsupported(
                 f"its ceiling must be positive, one number or one for each of {channels} channels"
             )
-        shape = (channels, *[1] * (rank - 2)) if value.numel() > 1 else ()
-        return self.function(torch.minimum, site, self._constant(value.reshape(shape), f"{site.target}_ceiling"))
+        if value.numel() > 1 and value.dim() > 1 and list(value.shape)[-rank + 1 :][:1] != [channels]:
+            raise operations.Unsupported("its ceiling must be one number or one for each channel")
+        value = value.reshape((channels, *[1] * (rank - 2)) if value.numel() > 1 else ())
+        if clipped is not None:
+            value = torch.minimum(value, self.ceiling_of(activation))
+        return self.function(torch.minimum, site, self._constant(value, f"{site.target}_ceiling"))
 
     def rounded(self, clipped: fx.Node, levels: int, shift: float = 0.0) -> fx.Node:
         """Round a clipped site's output down to so many levels below its ceiling, after a shift in levels."""
-        site, limit = clipped.args
-        ceiling = getattr(self._modules, str(limit.target))  # type: ignore[union-attr]
+        site, ceiling = self.clipped_site(clipped), self.ceiling_of(clipped)
 
         def factor(values: Tensor, name: str) -> Any:
             if values.dim() == 0:
@@ -209,8 +265,15 @@ class Builder:
             return self._constant(values, f"{site.target}_{name}")  # type: ignore[union-attr]
 
         scaled = self.function(operator.mul, clipped, factor(levels / ceiling, "inverse_step"))
-        floor = self.function(torch.floor, self.function(operator.add, scaled, shift + MARGIN))
+        floor = self.rounding(self.function(operator.add, scaled, shift + MARGIN))
+        floor.meta["written"] = True
         return self.function(operator.mul, floor, factor(ceiling / levels, "step"))
+
+    def rounding(self, x: fx.Node) -> fx.Node:
+        """Add a rounding down, which has to turn out to be a part of an activation."""
+        floor = self.function(torch.floor, x)
+        floor.meta["described"] = self._describe(self._current)
+        return floor
 
     def operand(self, x: fx.Node, other: Any) -> Any:
         """Make the second operand of a sum or product: a node or number as it is, a constant tensor as a buffer."""
@@ -222,15 +285,17 @@ class Builder:
 
     # How a node is translated.
 
-    def _translate(self, node: fx.Node, environment: dict[fx.Node, Any]) -> Any:
+    def _translate(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return self._placeholder(node)
+            new = self._graph.placeholder("input")
+            self._shapes[new] = self.result_shape
+            return new
         if node.op == "get_attr":
             return operator.attrgetter(node.target)(self._root)  # type: ignore[arg-type]
-        args = map_aggregate(node.args, lambda a: environment[a] if isinstance(a, fx.Node) else a)
-        kwargs = map_aggregate(node.kwargs, lambda a: environment[a] if isinstance(a, fx.Node) else a)
+        args: Any = map_aggregate(node.args, self._translated)
+        kwargs: Any = map_aggregate(node.kwargs, self._translated)
         if node.op == "output":
-            return self._output(args[0])  # type: ignore[index]
+            return self._output(args[0])
         if not _contains_node((args, kwargs)):
             return node.meta.get("value")
         rule = self._rule(node)
@@ -238,12 +303,58 @@ class Builder:
             raise operations.Unsupported(
                 operations.ACTIVATIONS.get(self.operation.lower(), "there is no spiking counterpart for it; replace it")
             )
+        args, kwargs = operations.arranged(args, kwargs)
         if node.op == "call_module":
-            kwargs = {"module": self._root.get_submodule(str(node.target)), **kwargs}  # type: ignore[dict-item]
+            module = self._root.get_submodule(str(node.target))
+            args, kwargs = (*args, *kwargs.values()), {"module": module}
         try:
-            return rule(self, *args, **kwargs)  # type: ignore[misc]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            return rule(self, *args, **kwargs)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise operations.Unsupported(f"these arguments are not supported ({error})") from error
+
+    def _translated(self, argument: Any) -> Any:
+        if not isinstance(argument, fx.Node):
+            return argument
+        value = self._environment[argument]
+        if isinstance(value, _Stale):
+            raise operations.Unsupported(
+                f"it reads values a part of which the in-place operation {value.changed_by!r} has changed: write that "
+                "operation so that it returns new values"
+            )
+        return value
+
+    def _apply_changes(self, node: fx.Node) -> None:
+        """Let whoever reads a tensor that this node has changed in place read what the node returns."""
+        result = node.meta.get("value")
+        for changed in node.meta.get("changed", ()):
+            for earlier, environment in list(self._environment.items()):
+                value = earlier.meta.get("value")
+                if earlier is node or not isinstance(environment, fx.Node) or not _share_memory(value, changed):
+                    continue
+                same = isinstance(result, Tensor) and isinstance(value, Tensor) and _form(value) == _form(result)
+                self._environment[earlier] = self._environment[node] if same else _Stale(node.name)
+
+    def _follows(self, node: fx.Node) -> bool:
+        """Say whether a node is an obstacle only because of one that has been found before it."""
+        if node.op == "output":
+            return not self._failed.isdisjoint(node.all_input_nodes)
+        if self._rule(node) is None:
+            return False
+        images = next(len(n.meta["value"]) for n in self._traced.nodes if n.op == "placeholder")
+        values = [before.meta.get("value") for before in node.all_input_nodes if before in self._affected]
+        return any(isinstance(v, Tensor) and (v.dim() == 0 or len(v) != images) for v in values)
+
+    def _stand_in(self, node: fx.Node) -> Any:
+        """Make something of the form of what an obstacle computes, for those who read it."""
+        if node.op == "output":
+            reads = [self._environment[before] for before in node.all_input_nodes]
+            return self._graph.output(tuple(_nodes_in(reads)))
+        return _like(node.meta.get("value"), self._placed)
+
+    def _placed(self, value: Tensor) -> fx.Node:
+        new = self._graph.placeholder(f"{self._current.name}_unknown")
+        self._shapes[new] = value.shape
+        return new
 
     def _rule(self, node: fx.Node) -> operations.Rule | None:
         if node.op == "call_module":
@@ -252,16 +363,11 @@ class Builder:
             return None
         return operations.function_rule(self.operation)
 
-    def _placeholder(self, node: fx.Node) -> fx.Node | None:
-        if "value" not in node.meta or node.meta["value"] is None:
-            return None
-        new = self._graph.placeholder("input")
-        self._shapes[new] = self.result_shape
-        return new
-
     def _output(self, value: Any) -> fx.Node:
         if not isinstance(value, fx.Node):
-            kind = type(value).__name__
+            returned: Any = self._current.args[0]
+            returned = returned.meta.get("value") if isinstance(returned, fx.Node) else returned
+            kind = next((k.__name__ for k in (dict, list, tuple) if isinstance(returned, k)), type(returned).__name__)
             raise operations.Unsupported(
                 f"the network returns a {kind}, not one tensor: wrap it so that it returns the logits"
             )
@@ -272,6 +378,7 @@ class Builder:
         self._shapes[node] = (
             torch.Size(value.shape) if shape is None and isinstance(value, Tensor) else shape or torch.Size()
         )
+        node.meta["shape"] = self._shapes[node]
         return node
 
     def _constant(self, value: Tensor, name: str) -> fx.Node:
@@ -279,13 +386,20 @@ class Builder:
         self._modules.register_buffer(name, value)
         return self._graph.get_attr(name)
 
+    def _is_activation(self, node: fx.Node) -> bool:
+        """Say whether a node is what an activation computes, in whatever shape."""
+        while node.target in operations.SHAPES:
+            node = node.all_input_nodes[0]
+        written = node.target is operator.mul and isinstance(node.args[0], fx.Node) and node.args[0].meta.get("written")
+        return self.is_site(node) or self.clipped_site(node) is not None or bool(written)
+
     def _scope(self) -> str:
         """Name the current operation by its place in the user's network, as in ``layer1_0_relu``."""
         if self._current.op == "call_module":
             path = str(self._current.target)
         else:
             path = ".".join(part for part in (self._current.meta.get("scope", ""), self.operation) if part)
-        return path.replace(".", "_")
+        return path
 
     def _describe(self, node: fx.Node) -> str:
         if node.op == "call_module":
@@ -296,7 +410,8 @@ class Builder:
 
 def _name(node: fx.Node) -> str:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    return str(name).rsplit(".", 1)[-1].rstrip("_") or str(name)
+    name = str(name).rsplit(".", 1)[-1].strip("_") or str(name)
+    return name[1:] if node.target in IN_PLACE else name
 
 
 def _is_torch(target: object) -> bool:
@@ -307,9 +422,8 @@ def _is_torch(target: object) -> bool:
 
 def _contains_node(values: Any) -> bool:
     found: list[bool] = []
-    map_aggregate(
-        values, lambda a: found.append(isinstance(a, (fx.Node, operations.Pieces))) if a is not None else None
-    )
+    traced = (fx.Node, operations.Pieces, operations.Comparison)
+    map_aggregate(values, lambda a: found.append(isinstance(a, traced)) if a is not None else None)
     return any(found)
 
 
@@ -321,35 +435,52 @@ def _small_batch(model: nn.Module, example_input: Tensor) -> Tensor:
     return example_input[:2].detach().to(device_of(model)).repeat(2, *[1] * (example_input.dim() - 1))[:2]
 
 
-def _defaults(model: nn.Module) -> dict[str, Any]:
-    """Return the defaults of ``forward``'s further parameters: they are traced as constants."""
-    parameters = list(inspect.signature(model.forward).parameters.values())[1:]
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+def _needed(traced: fx.Graph) -> list[fx.Node]:
+    """Return the nodes on which the output depends, and those that change something in place, in order."""
+    needed: set[fx.Node] = set()
+    for node in reversed(traced.nodes):
+        if node.op in ("placeholder", "output") or node in needed or node.meta.get("changed"):
+            needed.update((node, *node.all_input_nodes))
+    return [node for node in traced.nodes if node in needed]
 
 
-def _trace_obstacle(error: Exception) -> Obstacle:
-    advice = (
-        "rewrite forward() so that it does not depend on the values of activations, and takes one tensor"
-        if isinstance(error, (fx.proxy.TraceError, TypeError))
-        else "check that the network runs on the example input in evaluation mode"
-    )
-    return Obstacle("forward", f"tracing stopped: {type(error).__name__}: {error}", advice)
+@dataclass(frozen=True)
+class _Stale:
+    """In the place of a value of which a part has been changed in place."""
+
+    changed_by: str
 
 
-@torch.no_grad()
-def _differences(model: nn.Module, graph: fx.GraphModule, example_input: Tensor) -> list[Obstacle]:
-    """Compare the normal form with the network itself, for two batch sizes."""
-    for batch in (example_input, example_input[[0, 1, 0]]):
-        expected = model(batch.clone())
-        advice = (
-            f"it differs from the network for a batch of {len(batch)}: look for an in-place operation whose input is "
-            "read again (inplace=True, +=), or for a tensor made with the batch's size"
-        )
-        try:
-            found = graph(batch.clone())
-        except RuntimeError as error:
-            return [Obstacle("output", f"the rewritten network fails: {error}", advice)]
-        scale = float(expected.abs().max())
-        if found.shape != expected.shape or not float((found - expected).abs().max()) <= 1e-3 * scale + 1e-6:
-            return [Obstacle("output", "the rewritten network computes something else", advice)]
-    return []
+def _share_memory(value: Any, changed: fx.Node) -> bool:
+    other = changed.meta.get("value")
+    if not isinstance(value, Tensor) or not isinstance(other, Tensor):
+        return False
+    storage = value.untyped_storage()
+    if storage.data_ptr() != other.untyped_storage().data_ptr():
+        return False
+    if _form(value) == _form(other):
+        return True
+    places = torch.arange(storage.nbytes() // value.element_size())
+    first, second = (places.as_strided(v.shape, v.stride(), v.storage_offset()) for v in (value, other))
+    return bool(torch.isin(first, second).any())
+
+
+def _form(value: Tensor) -> tuple[Any, ...]:
+    return value.data_ptr(), value.shape, value.stride()
+
+
+def _like(value: Any, placed: Callable[[Tensor], fx.Node]) -> Any:
+    if isinstance(value, Tensor):
+        return placed(value)
+    if isinstance(value, (tuple, list)):
+        return operations.Pieces(_like(part, placed) for part in value)
+    if isinstance(value, dict):
+        return {key: _like(part, placed) for key, part in value.items()}
+    return value
+
+
+def _nodes_in(value: Any) -> list[fx.Node]:
+    if isinstance(value, fx.Node):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return [node for part in parts for node in _nodes_in(part)]

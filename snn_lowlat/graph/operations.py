@@ -7,29 +7,47 @@ were written; it returns a node of the new graph, or raises :class:`Unsupported`
 
 from __future__ import annotations
 
-import copy
+import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 
 from snn_lowlat.training.activations import CeilingReLU, QuantisedReLU, ValueRangeReLU
 
 if TYPE_CHECKING:
     from snn_lowlat.graph.normal_form import Builder
 
-__all__ = ["ACTIVATIONS", "Pieces", "Unsupported", "function_rule", "module_rule"]
+__all__ = [
+    "ACTIVATIONS",
+    "SHAPES",
+    "Comparison",
+    "Pieces",
+    "Unsupported",
+    "arranged",
+    "function_rule",
+    "is_frozen_batch_norm",
+    "module_rule",
+]
 
 
 class Unsupported(Exception):  # noqa: N818 - control flow between a rule and the builder, never seen by users
     """An operation has no place in a spiking network; the message is the advice for the user."""
 
 
-class Pieces(list[fx.Node]):
+class Pieces(list[Any]):
     """What ``chunk`` and ``split`` return: several nodes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Where a value is positive, or negative: ``x > 0`` or ``x < 0``, from which people build a ReLU."""
+
+    x: fx.Node
+    positive: bool
 
 
 Rule = Callable[..., Any]
@@ -57,8 +75,32 @@ def function_rule(name: str) -> Rule | None:
 
 
 def module_rule(module: nn.Module) -> Rule | None:
-    """Return the rule for a module, by its type or the nearest base type that has one."""
-    return next((_MODULES[base] for base in type(module).__mro__ if base in _MODULES), None)
+    """Return the rule for a module: that of its type, or of the nearest base type whose ``forward`` it has."""
+    if is_frozen_batch_norm(module):
+        return frozen_batch_norm
+    base = _torch_type(module)
+    return None if base is None else _MODULES[base]
+
+
+def is_frozen_batch_norm(module: nn.Module) -> bool:
+    """Say whether it is a batch norm with four buffers, as torchvision and those who copied it have for detectors."""
+    return type(module).__name__ == "FrozenBatchNorm2d" and hasattr(module, "running_var")
+
+
+def arranged(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Put arguments as rules expect them: the input first, others by torch's names and not NumPy's, without ``out``."""
+    named = {_SYNONYMS.get(name, name): value for name, value in kwargs.items() if name != "out"}
+    if "input" in named and "condition" not in named:
+        args = (named.pop("input"), *args)
+    return args, named
+
+
+_SYNONYMS = {"x": "input", "self": "input", "axis": "dim", "keepdims": "keepdim", "x2": "other"}
+
+
+def _torch_type(module: nn.Module) -> type[nn.Module] | None:
+    kind = type(module)
+    return next((base for base in kind.__mro__ if base in _MODULES and kind.forward is base.forward), None)
 
 
 def _functions(*names: str) -> Callable[[AnyRule], AnyRule]:
@@ -108,18 +150,108 @@ def threshold(build: Builder, x: fx.Node, threshold: float, value: float, inplac
 def clamp(build: Builder, x: fx.Node, min: Any = None, max: Any = None) -> fx.Node:
     if build.operation == "clamp_max":
         min, max = None, max if max is not None else min
-    if isinstance(min, (int, float)) and min == 0:
+    if not (isinstance(x, fx.Node) and max is not None) and not _is_zero(min):
+        raise Unsupported("a clamp is a clipped ReLU only if its lower bound is 0: write x.clamp(min=0, max=ceiling)")
+    if isinstance(max, fx.Node):
+        raise Unsupported("its ceiling is computed from the input: it must be a number or a constant tensor")
+    if _is_zero(min) or (min is None and is_nonnegative(build, x)):
         return build.site(x, ceiling=max)
-    if min is None and max is not None and build.is_site(x):
-        return build.ceiling(x, max)
     raise Unsupported("a clamp is a clipped ReLU only if its lower bound is 0: write x.clamp(min=0, max=ceiling)")
 
 
-@_functions("minimum")
-def minimum(build: Builder, x: fx.Node, other: Any) -> fx.Node:
-    if build.is_site(x) and isinstance(other, Tensor):
-        return build.ceiling(x, other)
+@_functions("minimum", "fmin")
+def minimum(build: Builder, x: Any, other: Any) -> fx.Node:
+    if not isinstance(x, fx.Node):
+        x, other = other, x
+    if isinstance(other, (int, float, Tensor)) and is_nonnegative(build, x):
+        return build.site(x, ceiling=other)
     raise Unsupported("a minimum is understood only as the ceiling of a ReLU: torch.minimum(relu(x), ceiling)")
+
+
+@_functions("maximum", "fmax")
+def maximum(build: Builder, x: Any, other: Any) -> fx.Node:
+    if not isinstance(x, fx.Node) or _is_zero(x):
+        x, other = other, x
+    if _is_zero(other):
+        return build.site(x)
+    raise Unsupported("a maximum is understood only as a ReLU: torch.maximum(x, torch.zeros(()))")
+
+
+@_functions("max")
+def max_(build: Builder, x: Any, other: Any = None, keepdim: bool = False, dim: int | None = None) -> Any:
+    if isinstance(other, (fx.Node, Tensor)):
+        return maximum(build, x, other)
+    dims = other if dim is None else dim
+    if not isinstance(dims, int):
+        raise Unsupported("it takes the maximum over the whole batch: give the dimension, as in x.amax((2, 3))")
+    return Pieces([amax(build, x, dims, keepdim)])
+
+
+@_functions("min")
+def min_(build: Builder, x: Any, other: Any = None, **kwargs: Any) -> fx.Node:
+    if isinstance(other, (fx.Node, Tensor)):
+        return minimum(build, x, other)
+    raise Unsupported("the smallest of several activations can't be computed on spikes: use max- or average pooling")
+
+
+@_functions("gt", "ge", "greater", "greater_equal", "lt", "le", "less", "less_equal")
+def compare(build: Builder, x: Any, other: Any) -> Comparison:
+    more = build.operation in ("gt", "ge", "greater", "greater_equal")
+    if not isinstance(x, fx.Node):
+        x, other, more = other, x, not more
+    if not _is_zero(other):
+        raise Unsupported("a comparison is understood only as a ReLU: torch.where(x > 0, x, 0)")
+    return Comparison(x, more)
+
+
+@_functions("where")
+def where(build: Builder, condition: Any, input: Any, other: Any) -> fx.Node:
+    if not isinstance(condition, Comparison):  # as a method, x.where(x > 0, 0)
+        condition, input = input, condition
+    kept, dropped = (input, other) if isinstance(condition, Comparison) and condition.positive else (other, input)
+    if isinstance(condition, Comparison) and kept is condition.x and _is_zero(dropped):
+        return build.site(condition.x)
+    raise Unsupported("a choice is understood only as a ReLU: torch.where(x > 0, x, 0)")
+
+
+@_functions("masked_fill")
+def masked_fill(build: Builder, x: fx.Node, mask: Any, value: Any) -> fx.Node:
+    if isinstance(mask, Comparison) and not mask.positive and mask.x is x and _is_zero(value):
+        return build.site(x)
+    raise Unsupported("it overwrites values where a mask says so: multiply by a constant mask instead")
+
+
+def _is_zero(value: Any) -> bool:
+    """Say whether an argument is zero: a number, a constant tensor, or ``zeros_like`` of something."""
+    if isinstance(value, fx.Node):
+        return bool(value.target is operator.mul and value.args[1] == 0.0)
+    if isinstance(value, Tensor):
+        return not bool(value.count_nonzero())
+    return isinstance(value, (int, float)) and value == 0
+
+
+def is_nonnegative(build: Builder, node: Any) -> bool:
+    """Say whether a node of the new graph is known to have no negative values: activations, and linear maps of them."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (int, float)) or (isinstance(node, fx.Node) and node.op == "get_attr"):
+            if not bool((torch.as_tensor(build.constant(node)) >= 0).all()):
+                return False
+        elif not isinstance(node, fx.Node) or not (build.is_site(node) or build.clipped_site(node) is not None):
+            passes = isinstance(node, fx.Node) and (
+                node.target in (*_KEEP_SIGN, operator.add, operator.mul, torch.floor) or build.is_pool(node)
+            )
+            if not passes:
+                return False
+            waiting += node.args if node.target in (operator.add, operator.mul) else node.all_input_nodes
+    return True
+
+
+SHAPES = (torch.flatten, torch.reshape, operator.getitem, "permute")
+"""What the normal form rearranges values with."""
+
+_KEEP_SIGN = (*SHAPES, torch.mean, torch.cat)
 
 
 @_modules(nn.ReLU)
@@ -157,6 +289,27 @@ def quantised_module(build: Builder, x: fx.Node, module: QuantisedReLU) -> fx.No
 # Layers with weights.
 
 
+def _plain(module: Any) -> Any:
+    """Make torch's own module with a module's options and the weights it has now, be they computed or parametrised."""
+    kind = next(base for base in type(module).__mro__ if base in _MODULES)
+    options = {name: getattr(module, name) for name in inspect.signature(kind).parameters if name not in _NO_OPTIONS}
+    if "bias" in options:
+        options["bias"] = module.bias is not None
+    with torch.device("meta"):
+        plain = kind(**options)
+    for name, placeholder in (*plain.named_parameters(), *plain.named_buffers()):
+        value = getattr(module, name).detach().clone()
+        if isinstance(placeholder, nn.Parameter):
+            trained = getattr(module._parameters.get(name), "requires_grad", True)
+            plain.register_parameter(name, nn.Parameter(value, requires_grad=trained))
+        else:
+            plain.register_buffer(name, value)
+    return plain
+
+
+_NO_OPTIONS = ("device", "dtype", "inplace", "process_group")
+
+
 def _with_bias(module: Any, size: int) -> Any:
     """Give a layer the bias it lacks, so that a correction always finds a place."""
     if module.bias is None:
@@ -164,47 +317,104 @@ def _with_bias(module: Any, size: int) -> Any:
     return module
 
 
-def _own_copy(module: nn.Module) -> nn.Module:
-    """Copy a layer; a parametrised one, as by weight norm, becomes a plain one with the weights it has now."""
-    if not parametrize.is_parametrized(module):
-        return copy.deepcopy(module)
-    # parametrize.remove_parametrizations() would change the class that the copy shares with the user's own module.
-    kind: Any = parametrize.type_before_parametrizations(module)
-    plain: nn.Module = kind.__new__(kind)
-    plain.__dict__.update({key: copy.copy(value) for key, value in module.__dict__.items()})
-    parametrizations = plain._modules.pop("parametrizations")
-    plain = copy.deepcopy(plain)
-    for name, _ in parametrizations.items():  # type: ignore[union-attr, operator]
-        plain.register_parameter(name, nn.Parameter(getattr(module, name).detach().clone()))
-    return plain
-
-
 @_modules(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def convolution(build: Builder, x: fx.Node, module: Any) -> fx.Node:
-    return build.layer(_with_bias(_own_copy(module), module.out_channels), x)
+    return build.layer(_with_bias(_plain(module), module.out_channels), x)
 
 
 @_modules(nn.Linear)
 def linear(build: Builder, x: fx.Node, module: nn.Linear) -> fx.Node:
-    return build.layer(_with_bias(_own_copy(module), module.out_features), x)
+    return build.layer(_with_bias(_plain(module), module.out_features), x)
 
 
-@_modules(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+@_modules(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def batch_norm(build: Builder, x: fx.Node, module: Any) -> fx.Node:
-    if module.running_mean is None:
+    if module.training:
+        raise Unsupported("this batch norm stays in training mode when eval() is called: let it follow")
+    return functional_batch_norm(
+        build, x, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps
+    )
+
+
+def frozen_batch_norm(build: Builder, x: fx.Node, module: Any) -> fx.Node:
+    eps = getattr(module, "eps", 1e-5)
+    return functional_batch_norm(build, x, module.running_mean, module.running_var, module.weight, module.bias, eps=eps)
+
+
+@_functions("batch_norm")
+def functional_batch_norm(
+    build: Builder,
+    x: fx.Node,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> fx.Node:
+    if running_mean is None or running_var is None:
         raise Unsupported("this batch norm keeps no running statistics: train it with track_running_stats=True")
-    module = _own_copy(module)
-    if not module.affine:
-        module.affine = True
-        module.weight = nn.Parameter(torch.ones_like(module.running_var))
-        module.bias = nn.Parameter(torch.zeros_like(module.running_mean))
+    if training:
+        raise Unsupported("this batch norm uses the statistics of the batch: pass training=self.training")
+    _check_constant(running_mean, running_var, weight, bias)
+    kind: Any = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(build.shape_of(x))]
+    with torch.device("meta"):
+        module = kind(len(running_mean), eps)
+    for name, value in (("running_mean", running_mean), ("running_var", running_var)):
+        module.register_buffer(name, value.detach().clone())
+    module.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=running_mean.device))
+    for name, given, default in (("weight", weight, torch.ones_like), ("bias", bias, torch.zeros_like)):
+        value = default(running_mean) if given is None else given.detach().clone()
+        trained = getattr(given, "requires_grad", True) or given is None
+        module.register_parameter(name, nn.Parameter(value, requires_grad=trained))
     return build.layer(module, x)
 
 
 @_functions("linear")
 def functional_linear(build: Builder, x: fx.Node, weight: Tensor, bias: Tensor | None = None) -> fx.Node:
-    module = nn.Linear(weight.shape[1], weight.shape[0])
-    return build.layer(_filled(build, module, weight, bias), x)
+    _check_constant(weight, bias)
+    with torch.device("meta"):
+        module = nn.Linear(weight.shape[1], weight.shape[0])
+    return build.layer(_filled(module, weight, bias), x)
+
+
+@_functions("matmul", "mm", "imatmul")
+def matmul(build: Builder, x: Any, other: Any = None, mat2: Any = None) -> fx.Node:
+    other = mat2 if other is None else other
+    if isinstance(x, Tensor) and x.dim() == 2 and isinstance(other, fx.Node) and len(build.shape_of(other)) == 3:
+        return functional_convolution(build, other, x[:, :, None])
+    if isinstance(x, Tensor) or (isinstance(other, Tensor) and other.dim() != 2):
+        raise Unsupported("a product with a constant is understood as a linear layer: x @ weight, with a matrix weight")
+    return _product(build, x, other.t() if isinstance(other, Tensor) else other)
+
+
+def _product(build: Builder, x: Any, weight: Any) -> fx.Node:
+    product = functional_linear(build, x, weight)
+    product.meta["product"] = build.module(product)
+    return product
+
+
+@_functions("addmm")
+def addmm(build: Builder, bias: Any, mat1: fx.Node, mat2: Any, beta: float = 1, alpha: float = 1) -> fx.Node:
+    if not isinstance(bias, Tensor) or not isinstance(mat2, Tensor) or bias.dim() > 1:
+        raise Unsupported("it is understood as a linear layer only: torch.addmm(bias, x, weight)")
+    return functional_linear(build, mat1, alpha * mat2.t(), (beta * bias).expand(mat2.shape[1]))
+
+
+@_functions("einsum")
+def einsum(build: Builder, equation: str, *operands: Any) -> fx.Node:
+    first, second = operands if len(operands) == 2 else operands[0]
+    reads, _, result = equation.replace(" ", "").partition("->")
+    left, _, right = reads.partition(",")
+    if isinstance(first, Tensor):
+        first, second, left, right = second, first, right, left
+    if isinstance(first, fx.Node) and isinstance(second, Tensor) and len(right) == 2:
+        for weight, (out, along) in ((second, (right[0], right[1])), (second.t(), (right[1], right[0]))):
+            if left.endswith(along) and left.count(along) == 1 and result == left[:-1] + out and out not in left:
+                return _product(build, first, weight)
+    raise Unsupported("it is understood as a linear layer only: torch.einsum('ni,oi->no', x, weight)")
 
 
 @_functions("conv1d", "conv2d", "conv3d")
@@ -218,25 +428,44 @@ def functional_convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> fx.Node:
+    _check_constant(weight, bias)
     kind: Any = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[weight.dim()]
-    module = kind(
-        weight.shape[1] * groups,
-        weight.shape[0],
-        tuple(weight.shape[2:]),
-        stride,
-        padding,
-        dilation,
-        groups,  # type: ignore[arg-type]
-    )
-    return build.layer(_filled(build, module, weight, bias), x)
+    sizes = weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:])
+    with torch.device("meta"):
+        module = kind(*sizes, stride, padding, dilation, groups)
+    return build.layer(_filled(module, weight, bias), x)
 
 
-def _filled(build: Builder, module: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    if not isinstance(weight, Tensor):
-        raise Unsupported("its weight is computed from the input; a spiking layer needs constant weights")
+@_functions("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def functional_transposed_convolution(
+    build: Builder,
+    x: fx.Node,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> fx.Node:
+    _check_constant(weight, bias)
+    kind: Any = {3: nn.ConvTranspose1d, 4: nn.ConvTranspose2d, 5: nn.ConvTranspose3d}[weight.dim()]
+    sizes = weight.shape[0], weight.shape[1] * groups, tuple(weight.shape[2:])
+    with torch.device("meta"):
+        module = kind(*sizes, stride, padding, output_padding, groups, dilation=dilation)
+    return build.layer(_filled(module, weight, bias, module.out_channels), x)
+
+
+def _filled(module: Any, weight: Tensor, bias: Tensor | None, size: int | None = None) -> nn.Module:
+    size = weight.shape[0] if size is None else size
     module.weight = nn.Parameter(weight.detach().clone())
-    module.bias = nn.Parameter(weight.new_zeros(weight.shape[0]) if bias is None else bias.detach().clone())
+    module.bias = nn.Parameter(weight.new_zeros(size) if bias is None else bias.detach().clone())
     return module  # type: ignore[no-any-return]
+
+
+def _check_constant(*weights: Any) -> None:
+    if not all(weight is None or isinstance(weight, Tensor) for weight in weights):
+        raise Unsupported("its weight is computed from the input; a spiking layer needs constant weights")
 
 
 # Pooling and resizing.
@@ -251,27 +480,69 @@ def _filled(build: Builder, module: Any, weight: Tensor, bias: Tensor | None) ->
     nn.AdaptiveAvgPool3d,
 )
 def stateless_module(build: Builder, x: fx.Node, module: nn.Module) -> fx.Node:
-    return build.layer(copy.deepcopy(module), x)
+    return build.layer(_plain(module), x)
 
 
 @_modules(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 def max_pool_module(build: Builder, x: fx.Node, module: Any) -> fx.Node:
     if module.return_indices:
         raise Unsupported("max-pooling with return_indices=True can't be done on spikes: leave the indices out")
-    return build.layer(copy.deepcopy(module), x)
+    return build.layer(_plain(module), x)
+
+
+@_modules(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+def adaptive_max_pool_module(build: Builder, x: fx.Node, module: Any) -> fx.Node:
+    if module.return_indices:
+        raise Unsupported("max-pooling with return_indices=True can't be done on spikes: leave the indices out")
+    dimensions = _dimensions(module)
+    sizes = build.shape_of(x)[-dimensions:]
+    wanted = module.output_size if isinstance(module.output_size, (tuple, list)) else (module.output_size,) * dimensions
+    after = [before if size is None else size for size, before in zip(wanted, sizes, strict=True)]
+    if any(before % size for size, before in zip(after, sizes, strict=True)):
+        raise Unsupported(
+            f"its windows are of different sizes ({tuple(sizes)} to {tuple(after)}): choose an output size that "
+            "divides the input's, or average pooling"
+        )
+    kernel = tuple(before // size for size, before in zip(after, sizes, strict=True))
+    return build.layer(_MAX_POOLS[dimensions](kernel), x)
+
+
+_MAX_POOLS: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+
+
+def _dimensions(module: nn.Module) -> int:
+    adaptive = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+    return next(number for number, kind in enumerate(adaptive, 1) if isinstance(module, kind))
+
+
+@_functions("amax")
+def amax(build: Builder, x: fx.Node, dim: Any = (), keepdim: bool = False) -> fx.Node:
+    shape = build.shape_of(x)
+    dims = {d % len(shape) for d in ((dim,) if isinstance(dim, int) else tuple(dim))}
+    if len(shape) - 2 not in _MAX_POOLS or not dims or min(dims) < 2:
+        raise Unsupported("a maximum is understood as pooling only, over dimensions 2 and up, as in x.amax((2, 3))")
+    kernel = tuple(shape[d] if d in dims else 1 for d in range(2, len(shape)))
+    sizes = torch.Size(1 if d in dims else size for d, size in enumerate(shape))
+    pooled = build.layer(_MAX_POOLS[len(shape) - 2](kernel), x, sizes)
+    if keepdim:
+        return pooled
+    kept = torch.Size(size for d, size in enumerate(shape) if d not in dims)
+    if len(kept) == 2:
+        return build.function(torch.flatten, pooled, 1, shape=kept)
+    return build.function(torch.reshape, pooled, (-1, *kept[1:]), shape=kept)
 
 
 def _register_pools() -> None:
     for dimensions in (1, 2, 3):
-        for name in ("avg_pool", "max_pool", "adaptive_avg_pool"):
+        for name in ("avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool"):
             kind = getattr(nn, "".join(part.capitalize() for part in name.split("_")) + f"{dimensions}d")
             _FUNCTIONS[f"{name}{dimensions}d"] = _functional(kind)
 
 
 def _functional(kind: type[nn.Module]) -> Rule:
     def rule(build: Builder, x: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
-        module = kind(*args, **kwargs)
-        return max_pool_module(build, x, module) if kind.__name__.startswith("MaxPool") else build.layer(module, x)
+        made: fx.Node = _MODULES[kind](build, x, module=kind(*args, **kwargs))
+        return made
 
     return rule
 
@@ -331,6 +602,12 @@ def add(build: Builder, x: Any, other: Any, alpha: float = 1) -> Any:
         other = mul(build, other, alpha) if isinstance(other, fx.Node) else other * alpha
     if isinstance(other, (int, float)) and other == 0:
         return x
+    if isinstance(other, Tensor) and "product" in x.meta and build.reads_alone():
+        # The other half of a linear layer that is written as x @ weight + bias.
+        layer, bias = x.meta["product"], other.detach().flatten()
+        if len(bias) == layer.out_features and other.shape[-1] == len(bias):
+            layer.bias = nn.Parameter(layer.bias + bias)
+            return x
     return build.function(operator.add, x, build.operand(x, other))
 
 
@@ -352,6 +629,8 @@ def neg(build: Builder, x: fx.Node) -> fx.Node:
 def mul(build: Builder, x: Any, other: Any) -> fx.Node:
     if not isinstance(x, fx.Node):
         x, other = other, x
+    if isinstance(other, Comparison) and other.positive and other.x is x:
+        return build.site(x)
     if isinstance(other, fx.Node):
         raise Unsupported(
             "it multiplies two activations (a gate); spiking layers only add: remove the gate and fine-tune"
@@ -359,11 +638,57 @@ def mul(build: Builder, x: Any, other: Any) -> fx.Node:
     return build.function(operator.mul, x, build.operand(x, other))
 
 
+@_functions("rsub")
+def rsub(build: Builder, x: Any, other: Any, alpha: float = 1) -> Any:
+    return sub(build, other, x, alpha)
+
+
 @_functions("div", "truediv", "itruediv", "divide", "true_divide")
-def div(build: Builder, x: Any, other: Any) -> fx.Node:
+def div(build: Builder, x: Any, other: Any, rounding_mode: str | None = None) -> fx.Node:
     if isinstance(other, fx.Node):
         raise Unsupported("it divides by an activation; spiking layers only add: remove the division and fine-tune")
-    return mul(build, x, 1.0 / other)
+    quotient = mul(build, x, 1.0 / other)
+    return (
+        quotient
+        if rounding_mode is None
+        else trunc(build, quotient)
+        if rounding_mode == "trunc"
+        else floor(build, quotient)
+    )
+
+
+@_functions("floordiv", "ifloordiv", "floor_divide")
+def floor_divide(build: Builder, x: Any, other: Any) -> fx.Node:
+    return div(build, x, other, rounding_mode="floor")
+
+
+# Rounding, of which only that of clipped activations stays; see snn_lowlat.graph.levels.
+
+
+@_functions("floor")
+def floor(build: Builder, x: fx.Node) -> fx.Node:
+    return build.rounding(x)
+
+
+@_functions("trunc", "fix")
+def trunc(build: Builder, x: fx.Node) -> fx.Node:
+    if not is_nonnegative(build, x):
+        raise Unsupported("it rounds negative values up: clip before rounding, or use torch.floor")
+    return build.rounding(x)
+
+
+@_functions("round")
+def round_(build: Builder, x: fx.Node, decimals: int = 0) -> fx.Node:
+    if decimals:
+        raise Unsupported("rounding to decimals is not understood: scale, round to whole numbers, and scale back")
+    return build.rounding(build.function(operator.add, x, 0.5))
+
+
+@_functions("ceil")
+def ceil(build: Builder, x: fx.Node) -> fx.Node:
+    raise Unsupported(
+        "rounding up is not understood: neurons round down, as torch.floor(x + shift) with a shift below 1"
+    )
 
 
 @_functions("zeros_like")
@@ -392,8 +717,9 @@ def reshape_module(build: Builder, x: fx.Node, module: nn.Module) -> fx.Node:
 
 
 @_functions("permute", "transpose", "swapaxes", "swapdims")
-def permute(build: Builder, x: fx.Node, *dims: Any) -> fx.Node:
+def permute(build: Builder, x: fx.Node, *dims: Any, **named: Any) -> fx.Node:
     rank = len(build.shape_of(x))
+    dims = (*dims, *named.values())
     dims = tuple(dims[0]) if len(dims) == 1 and not isinstance(dims[0], int) else dims
     order = [d % rank for d in dims]
     if build.operation != "permute":
@@ -417,7 +743,8 @@ def cat(build: Builder, tensors: Any, dim: int = 0) -> fx.Node:
 
 
 @_functions("chunk", "split", "tensor_split")
-def split(build: Builder, x: fx.Node, sizes: Any, dim: int = 0) -> Pieces:
+def split(build: Builder, x: fx.Node, *sizes: Any, dim: int = 0, **named: Any) -> Pieces:
+    dim = sizes[1] if len(sizes) > 1 else dim
     rank = len(build.shape_of(x))
     if dim % rank == 0:
         raise Unsupported("it splits the batch: use another dimension")
@@ -464,25 +791,52 @@ def pad_module(build: Builder, x: fx.Node, module: Any) -> fx.Node:
 # What does nothing at inference.
 
 
-@_modules(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+@_modules(nn.Identity)
 def identity_module(build: Builder, x: fx.Node, module: nn.Module) -> fx.Node:
     return x
 
 
+_ALWAYS_DROPS = (
+    "it drops values at inference too: pass training=self.training, or use an nn.Dropout that eval() reaches"
+)
+
+
+@_modules(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+def dropout_module(build: Builder, x: fx.Node, module: Any) -> fx.Node:
+    if module.training and module.p > 0:
+        raise Unsupported(_ALWAYS_DROPS)
+    return x
+
+
+@_functions("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "stochastic_depth")
+def dropout(build: Builder, x: fx.Node, p: float = 0.5, *args: Any, training: bool = True, **kwargs: Any) -> fx.Node:
+    # stochastic_depth has its mode before the switch, and torch.dropout calls the switch train.
+    switches = [a for a in args if isinstance(a, bool)][:1] or [kwargs.get("train", training)]
+    if switches[0] and p > 0:
+        raise Unsupported(_ALWAYS_DROPS)
+    return x
+
+
+@_functions("alpha_dropout", "feature_alpha_dropout")
+def alpha_dropout(build: Builder, x: fx.Node, p: float = 0.5, training: bool = False, **kwargs: Any) -> fx.Node:
+    return dropout(build, x, p, training=kwargs.get("train", training))
+
+
 @_functions(
-    *[
-        "contiguous",
-        "clone",
-        "detach",
-        "dropout",
-        "dropout1d",
-        "dropout2d",
-        "dropout3d",
-        "alpha_dropout",
-        "feature_dropout",
-        "stochastic_depth",
-    ],
+    *["contiguous", "clone", "detach", "pos", "positive"],
     *["to", "float", "double", "half", "bfloat16", "type_as", "cpu", "cuda", "requires_grad"],
 )
 def identity(build: Builder, x: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
     return x
+
+
+@_functions("getattr")
+def attribute(build: Builder, x: Any, name: str) -> Any:
+    if isinstance(x, Pieces) and name == "values":  # of what torch.max(x, dim) returns
+        return x[0]
+    if isinstance(x, fx.Node) and name == "data":
+        return x
+    if isinstance(x, fx.Node) and name == "mT" and len(build.shape_of(x)) > 2:
+        rank = len(build.shape_of(x))
+        return build.method("permute", x, *range(rank - 2), rank - 1, rank - 2)
+    raise Unsupported(f"there is no spiking counterpart for the attribute {name!r} of a tensor")

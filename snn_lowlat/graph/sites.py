@@ -41,8 +41,11 @@ WEIGHTED = (
 )
 """Layers with weights, which are linear in what they read."""
 
-_AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _ADAPTIVE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+_AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+
+AVERAGE_POOLS = (*_AVERAGE_POOLS, *_ADAPTIVE_POOLS)
+"""Torch's average pools."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,26 +196,31 @@ def output_bias_carrier(graph: fx.GraphModule, channels: Mapping[fx.Node, int]) 
 
 def _carrier(graph: fx.GraphModule, node: fx.Node, dimension: int, channels: Mapping[fx.Node, int]) -> str | None:
     """Return the layer whose bias shifts a node's value along a dimension, and nothing else."""
-    if len(node.users) != 1:
-        return None
-    if node.op == "call_module":
-        module = graph.get_submodule(str(node.target))
-        if isinstance(module, WEIGHTED):
-            return str(node.target) if channels[node] == dimension else None
-        unpadded = isinstance(module, _AVERAGE_POOLS) and not _any(module.padding) and not module.ceil_mode
-        if isinstance(module, (*MAX_POOLS, *_ADAPTIVE_POOLS)) or unpadded:
+    # Sums may be nested deeper than Python calls can be.
+    waiting = [(node, dimension)]
+    while waiting:
+        node, dimension = waiting.pop()
+        if len(node.users) != 1:
+            continue
+        if node.op == "call_module":
+            module = graph.get_submodule(str(node.target))
+            if isinstance(module, WEIGHTED):
+                if channels[node] == dimension:
+                    return str(node.target)
+                continue
+            unpadded = isinstance(module, _AVERAGE_POOLS) and not _any(module.padding) and not module.ceil_mode
             # Pools have their own idea of channels, and mix what is in any other dimension.
-            return _carrier(graph, node.all_input_nodes[0], 1, channels) if dimension == 1 else None
-    if node.target == "permute":
-        return _carrier(graph, node.all_input_nodes[0], int(str(node.args[1 + dimension])), channels)
-    if node.target in (torch.flatten, torch.reshape):
-        (before,) = node.all_input_nodes
-        place = _unreshaped(_shape(before), _shape(node), dimension)
-        return None if place is None else _carrier(graph, before, place, channels)
-    if node.target is operator.add:
-        terms = [term for term in node.all_input_nodes if term.op != "get_attr" and _spans(term, node, dimension)]
-        names = (_carrier(graph, term, dimension, channels) for term in terms)
-        return next((name for name in names if name is not None), None)
+            if dimension == 1 and (isinstance(module, (*MAX_POOLS, *_ADAPTIVE_POOLS)) or unpadded):
+                waiting.append((node.all_input_nodes[0], 1))
+        elif node.target == "permute":
+            waiting.append((node.all_input_nodes[0], int(str(node.args[1 + dimension]))))
+        elif node.target in (torch.flatten, torch.reshape):
+            (before,) = node.all_input_nodes
+            place = _unreshaped(_shape(before), _shape(node), dimension)
+            waiting += [] if place is None else [(before, place)]
+        elif node.target is operator.add and node.args[0] is not node.args[1]:
+            terms = [term for term in node.all_input_nodes if term.op != "get_attr" and _spans(term, node, dimension)]
+            waiting += [(term, dimension) for term in reversed(terms)]
     return None
 
 
