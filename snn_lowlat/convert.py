@@ -18,6 +18,7 @@ from snn_lowlat.errors import CalibrationError, ConversionError, unknown_name
 from snn_lowlat.graph import depth, describe, find_sites, normalise, to_integers, with_rounded_weights
 from snn_lowlat.model import Provenance, SpikingModel
 from snn_lowlat.plan import SitePlan
+from snn_lowlat.processes import gathered, same_everywhere
 from snn_lowlat.refinement import Refinement, make_refinement
 from snn_lowlat.strategies import Strategy, make_strategy
 
@@ -43,6 +44,9 @@ def convert(
     **options: Any,
 ) -> SpikingModel:
     """Convert a trained ReLU network into a spiking network of a few time steps.
+
+    Where ``torch.distributed`` is initialised, every process must call this with the same network and options and a
+    share of the data; each gets the same network, planned and refined with the data of all.
 
     Parameters
     ----------
@@ -179,17 +183,22 @@ class Conversion:
 
     @cached_property
     def example(self) -> Tensor:
-        """The first calibration batch, ``[N, ...]``."""
-        for batch in self.batches:
-            return inputs_of(batch)
-        raise CalibrationError("there are no calibration data: the loader yields no batch.")
+        """The first calibration batch, ``[N, ...]``; that of the first process that has one."""
+        own = next((inputs_of(batch) for batch in self.batches), None)
+        examples = gathered(None if own is None else own.cpu())
+        found = next((example for example in examples if example is not None), None)
+        if found is None:
+            raise CalibrationError("there are no calibration data: the loader yields no batch.")
+        if own is None:
+            return found
+        return own if len(examples) == 1 else found.to(own.device)
 
     def normalise(self, model: nn.Module) -> fx.GraphModule:
         """Rewrite the network into the normal form."""
         graph = normalise(model, self.example)
         if not find_sites(graph):
             raise ConversionError("this network has no ReLU: there is nothing to convert.")
-        return graph
+        return same_everywhere(graph, {}, warn=True)[0]
 
     def calibrate(self, graph: fx.GraphModule) -> None:
         """Collect the statistics of every site in one pass of the data."""
@@ -199,11 +208,14 @@ class Conversion:
     def plan(self, graph: fx.GraphModule, precision: str = "fp32") -> tuple[fx.GraphModule, dict[str, SitePlan]]:
         """Choose every site's neuron from its statistics, then refine; the graph may get other biases.
 
-        Refinements see the weights rounded as they will be in this precision, so that they mend that too.
+        Refinements see the weights rounded as they will be in this precision, so that they mend that too. Where several
+        processes convert together, all get the first one's network and plan.
         """
         plan = {name: self.strategy.plan(site, self.timesteps) for name, site in self.statistics.items()}
+        graph, plan = same_everywhere(graph, plan)
         if precision == "int8" and self.refinements:
             graph = with_rounded_weights(graph, plan, self.example, self.timesteps)
         for refinement in self.refinements:
             graph, plan = refinement.refine(graph, plan, islice(self.batches, self.limit), self.timesteps)
+            graph, plan = same_everywhere(graph, plan)
         return graph, plan

@@ -13,6 +13,7 @@ from snn_lowlat.devices import device_of
 from snn_lowlat.errors import CalibrationError
 from snn_lowlat.graph import Site, find_sites
 from snn_lowlat.modes import evaluating
+from snn_lowlat.processes import gathered
 from snn_lowlat.progress import tracked
 
 __all__ = ["calibrate", "inputs_of", "observe"]
@@ -181,9 +182,7 @@ def _of_all_processes(histograms: dict[str, Histogram]) -> dict[str, Histogram]:
     """Merge the histograms of all processes that work together, in the same order in each of them."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return histograms
-    shares: list[dict[str, Histogram]] = [{} for _ in range(distributed.get_world_size())]
-    distributed.all_gather_object(shares, {name: histogram.to("cpu") for name, histogram in histograms.items()})
-    merged, *others = shares
+    merged, *others = gathered({name: histogram.to("cpu") for name, histogram in histograms.items()})
     for share in others:
         for name, histogram in share.items():
             if name in merged:
