@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from snn_lowlat.devices import device_of
 from snn_lowlat.errors import CalibrationError
 from snn_lowlat.graph import Site, find_sites
 from snn_lowlat.modes import evaluating
+from snn_lowlat.processes import gathered
 from snn_lowlat.progress import tracked
 
 __all__ = ["calibrate", "inputs_of", "observe"]
@@ -252,17 +252,15 @@ def _of_all_processes(histograms: dict[str, Histogram], seen: _Seen) -> tuple[di
     """Merge the histograms of all processes that work together, in the same order in each of them."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return histograms, [seen]
-    own = {name: histogram.to("cpu") for name, histogram in histograms.items()}
-    gathered: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, (own, seen))
-    merged, *others = (share for share, _ in gathered)
+    shares = gathered(({name: histogram.to("cpu") for name, histogram in histograms.items()}, seen))
+    merged, *others = (share for share, _ in shares)
     for share in others:
         for name, histogram in share.items():
             if name in merged:
                 merged[name].merge(histogram)
             else:
                 merged[name] = histogram
-    return merged, [part for _, part in gathered]
+    return merged, [part for _, part in shares]
 
 
 def _statistics(site: Site, histogram: Histogram | None) -> SiteStatistics:

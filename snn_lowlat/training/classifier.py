@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
@@ -150,6 +151,11 @@ class Classifier(LightningModule):
         """Bring the teacher to where the network is."""
         for teacher in self._teachers:
             teacher.to(self.device)
+
+    def on_train_end(self) -> None:
+        """Give every process the first one's network: batch norms have measured each process's own share."""
+        if isinstance(self.trainer.strategy, DDPStrategy):
+            self.load_state_dict(self.trainer.strategy.broadcast(self.state_dict()))
 
     def on_train_epoch_start(self) -> None:
         """Seed the epoch's random numbers."""
