@@ -16,6 +16,7 @@ from snn_lowlat.calibration import SiteStatistics, calibrate, inputs_of
 from snn_lowlat.encoding import make_encoder
 from snn_lowlat.errors import CalibrationError, ConversionError, unknown_name
 from snn_lowlat.graph import depth, describe, find_sites, normalise, to_integers, with_rounded_weights
+from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.model import Provenance, SpikingModel
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.refinement import Refinement, make_refinement
@@ -186,6 +187,10 @@ class Conversion:
 
     def normalise(self, model: nn.Module) -> fx.GraphModule:
         """Rewrite the network into the normal form."""
+        try:
+            self.example = usable_images(self.example, floating_type(model))
+        except ValueError as error:
+            raise CalibrationError(f"calibration data can't be used: {error}") from error
         graph = normalise(model, self.example)
         if not find_sites(graph):
             raise ConversionError("this network has no ReLU: there is nothing to convert.")

@@ -42,6 +42,7 @@ from snn_lowlat.devices import device_of
 from snn_lowlat.encoding import input_events, make_encoder
 from snn_lowlat.evaluation.steps import listed_steps
 from snn_lowlat.graph import BATCH_NORMS, MAX_POOLS, find_sites
+from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.neurons import NEURONS
 from snn_lowlat.plan import Plan
@@ -228,6 +229,7 @@ def measure_operations(
     seen, place = 0, device_of(snn)
     for batch in tracked(loader, "counting operations", progress=progress):
         inputs = inputs_of(batch)[: None if images is None else images - seen].to(place)
+        inputs = usable_images(inputs, floating_type(graph))
         for part in micro_batches(inputs, counter.timesteps, snn.micro_batch):
             counter.run(part, snn.seed)
         seen += len(inputs)

@@ -11,6 +11,7 @@ from snn_lowlat.calibration import inputs_of
 from snn_lowlat.devices import device_of
 from snn_lowlat.evaluation.report import Report
 from snn_lowlat.evaluation.steps import listed_steps
+from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.model import SpikingModel, current_versions
 from snn_lowlat.modes import evaluating
 from snn_lowlat.progress import tracked
@@ -77,7 +78,7 @@ def evaluate(
                 raise ValueError(f"a batch has {len(inputs)} images but {len(labels)} labels.")
             correct += (_readouts(snn, inputs, steps, rates).argmax(-1).cpu() == labels).sum(1)
             if ann is not None:
-                logits = ann(inputs)
+                logits = ann(usable_images(inputs, floating_type(ann)))
                 ann_correct += int((logits.argmax(-1).cpu() == labels).sum())
             images += len(labels)
     if images == 0:
@@ -90,7 +91,7 @@ def evaluate(
         latencies={step: int(snn.latency_steps_at(step)) for step in steps},
         firing_rates=rates.compute(),
         computed="counts" if snn.is_counted else "spikes",
-        precision=snn.provenance.precision,
+        precision=snn.precision,
         images=images,
         backend=snn.backend,
         encoder=str(snn.encoder),

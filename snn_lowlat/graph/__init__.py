@@ -18,6 +18,7 @@ from snn_lowlat.graph.sites import (
     is_sum_for_one_reader,
     output_bias_carrier,
 )
+from snn_lowlat.graph.whole_numbers import WholeNumbers, whole_numbers
 
 __all__ = [
     "BATCH_NORMS",
@@ -26,6 +27,7 @@ __all__ = [
     "ConvertibilityReport",
     "Obstacle",
     "Site",
+    "WholeNumbers",
     "bias_carrier",
     "check_convertible",
     "current_shapes",
@@ -39,6 +41,7 @@ __all__ = [
     "output_bias_carrier",
     "rebuild",
     "to_integers",
+    "whole_numbers",
     "with_rounded_weights",
     "without_ceilings",
 ]

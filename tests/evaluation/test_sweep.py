@@ -20,8 +20,8 @@ class Oracle(nn.Module):
         super().__init__()
         self.timesteps = timesteps
         self.backend, self.encoder, self.seed, self.ann_accuracy = "host", "direct", 3, None
-        self.strategy, self.is_counted, self.depth = "oracle", False, 3
-        self.provenance = SimpleNamespace(options={"sharp": True}, refinements=[], precision="fp32")
+        self.strategy, self.is_counted, self.depth, self.precision = "oracle", False, 3, "fp32"
+        self.provenance = SimpleNamespace(options={"sharp": True}, refinements=[])
         self.calls = 0
 
     def readout(self, images: Tensor, timesteps: int | None = None, observe: Any = None) -> Tensor:
