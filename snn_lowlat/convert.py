@@ -27,6 +27,7 @@ from snn_lowlat.graph import (
     with_per_step_max_pools,
     with_rounded_weights,
 )
+from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.model import Provenance, SpikingModel
 from snn_lowlat.neurons import MAX_POOLINGS
 from snn_lowlat.plan import SitePlan
@@ -251,6 +252,10 @@ class Conversion:
 
     def normalise(self, model: nn.Module) -> fx.GraphModule:
         """Rewrite the network into the normal form."""
+        try:
+            self.example = usable_images(self.example, floating_type(model))
+        except ValueError as error:
+            raise CalibrationError(f"calibration data can't be used: {error}") from error
         try:
             graph = normalise(model, self.example)
         except ConversionError:

@@ -16,6 +16,7 @@ from snn_lowlat.calibration.statistics import SiteStatistics
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import CalibrationError
 from snn_lowlat.graph import Site, find_sites
+from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.modes import evaluating
 from snn_lowlat.processes import gathered
 from snn_lowlat.progress import tracked
@@ -153,6 +154,7 @@ def observe(
     histograms: dict[str, Histogram] = {}
     seen = _Seen()
     target = torch.device(device) if device is not None else device_of(network)
+    dtype = floating_type(network)
     handles = [place.register_forward_pre_hook(_observer(name, histograms)) for name, place in places.items()]
     try:
         with evaluating(network):
@@ -164,13 +166,10 @@ def observe(
                 seen.add(values)
                 values = values.to(target)
                 try:
-                    network(values)
-                except CalibrationError as error:
-                    if not bool(torch.isfinite(values).all()):
-                        raise CalibrationError(
-                            f"{error} The input batch itself holds NaN or Inf: clean the data."
-                        ) from error
-                    raise
+                    values = usable_images(values, dtype)
+                except ValueError as error:
+                    raise CalibrationError(f"calibration data can't be used: {error}") from error
+                network(values)
     finally:
         for handle in handles:
             handle.remove()

@@ -210,7 +210,7 @@ def gather_images(graph: fx.GraphModule, batches: Iterable[object], count: int, 
 
 
 def channel_mean(parts: Iterable[Tensor], dimension: int = 1) -> Tensor:
-    """Average over all but the channels and over all processes: ``[n, C, ...]``, or with ``C`` elsewhere, to ``[C]``."""
+    """Average over all but the channels, which are in this dimension, and over all processes; returns ``[C]``."""
     total, count, dtype = torch.zeros(()), 0, torch.float32
     for part in parts:
         channels = (part if part.dim() > 1 else part[:, None]).movedim(dimension, 0).flatten(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -23,6 +24,8 @@ from snn_lowlat.training.spiking_network import TrainableNetwork
 from snn_lowlat.training.surrogates import make_surrogate
 
 __all__ = ["FineTuning"]
+
+_LOGGER = logging.getLogger(__name__)
 
 _OPTIMIZERS = ("adam", "adamw", "sgd")
 _NOT_OPTIONS = ("model", "snn", "teacher")
@@ -198,7 +201,9 @@ class FineTuning(Classifier):
     def to_spiking_model(self) -> SpikingModel:
         """Return the network as it is now, in the host that it came from, with its training in the provenance.
 
-        Its logits are those of this module in evaluation mode, ``logit_scale`` aside.
+        Its logits are those of this module in evaluation mode, ``logit_scale`` aside. A network in whole numbers
+        (``precision="int8"``) is in floating point after training, as :attr:`SpikingModel.precision` and a warning say:
+        weights are not rounded again.
         """
         (snn,) = self._source
         tuned = snn.rebuilt(*self.network.folded())
@@ -207,6 +212,13 @@ class FineTuning(Classifier):
         options["surrogate"] = str(options["surrogate"])
         step = {"name": "surrogate_gradient_learning", "updates": int(self.network.updates), **options}
         tuned.provenance = replace(snn.provenance, refinements=[*snn.provenance.refinements, step])
+        before, after = snn.precision, tuned.precision
+        if before == "int8" and after != before:
+            _LOGGER.warning(
+                "training has made a network in whole numbers (int8) one in floating point (%s): for whole numbers, "
+                "train the original network instead and convert it with precision='int8'.",
+                after,
+            )
         return tuned
 
     def on_train_start(self) -> None:
