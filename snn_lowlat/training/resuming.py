@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from lightning import LightningModule
 
 from snn_lowlat.errors import FileFormatError
 from snn_lowlat.models import load_weights
+from snn_lowlat.tensor_files import read_tensors
 
 __all__ = ["check_checkpoint", "find_checkpoint"]
 
@@ -56,10 +58,11 @@ def check_checkpoint(file: Path, classifier: LightningModule) -> None:
     network = getattr(classifier, "model", None)
     if isinstance(network, torch.nn.Module):
         load_weights(network, file)
-    content = torch.load(file, map_location="cpu", weights_only=True)
-    if "optimizer_states" not in content:
+    content = read_tensors(file, "a checkpoint")
+    if not isinstance(content, dict) or "optimizer_states" not in content:
         raise FileFormatError(f"{file} holds weights but no state of a training; model.weights=PATH takes weights.")
-    begun = content.get("hyper_parameters", {})
+    begun = content.get("hyper_parameters")
+    begun = begun if isinstance(begun, Mapping) else {}
     changed = [
         f"{name} was {begun.get(name)!r}, not {value!r}"
         for name, value in classifier.hparams.items()
