@@ -207,7 +207,9 @@ class SpikingModel(nn.Module):
         Such a network equals one with quantised activations, and calling it evaluates the counts of its spikes in one
         pass, whatever the number of steps; :meth:`simulate` runs the spikes.
         """
-        return is_counted(self.plan)
+        # Pixels that differ from step to step are rounded in each, and not their mean.
+        rounded = self.encoder != "direct" and any(node["target"] == "round" for node in self.structure["nodes"])
+        return is_counted(self.plan) and not rounded
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the readout after the last step: in one pass if :attr:`is_counted`, else spike by spike.

@@ -53,7 +53,9 @@ class Watch:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._built = [(name, _kind(name, module), _options(name, module)) for name, module in network.named_modules()]
+        self._built: list[tuple[str, type, tuple[tuple[str, Any], ...]]] = []
+        for name, module in network.named_modules():
+            self._built.append((name, _kind(name, module), _options(name, module)))
         self._sums: dict[tuple[Any, ...], Callable[[], object]] = {}
 
     def look(self, network: nn.Module) -> Sight:
