@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from snn_lowlat.graph.passes import without_ceilings
+from snn_lowlat.graph.sites import find_sites
 
 __all__ = ["describe", "fill", "rebuild"]
 
@@ -118,7 +119,7 @@ def rebuild(description: Mapping[str, Any], weights: Mapping[str, Tensor], *, sh
 
 
 def fill(graph: fx.GraphModule, weights: Mapping[str, Tensor], *, share: bool = False) -> None:
-    """Give a network in normal form these weights, or copies of them; ceilings alone may be missing.
+    """Give a network in normal form these weights, or copies of them; ceilings and levels alone may be missing.
 
     Raises
     ------
@@ -131,7 +132,10 @@ def fill(graph: fx.GraphModule, weights: Mapping[str, Tensor], *, share: bool = 
     shared = {name for name, value in weights.items() if share and not value.is_inference()}
     values = {name: value.detach() if name in shared else value.detach().clone() for name, value in weights.items()}
     found = graph.load_state_dict(values, strict=False, assign=True)
-    missing = [name for name in found.missing_keys if not name.endswith("_ceiling")]
+    of_activations = {
+        str(read.target) for s in find_sites(graph).values() for n in s.rest for read in n.all_input_nodes
+    }
+    missing = [name for name in found.missing_keys if name not in of_activations]
     if missing or found.unexpected_keys:
         raise KeyError(f"weights {', '.join((missing or found.unexpected_keys)[:3])}")
 

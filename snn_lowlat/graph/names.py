@@ -1,8 +1,8 @@
 """Names for what is added to a network, and which names are safe in one.
 
-``torch.fx`` writes the names of nodes, layers and constants into the source of ``forward``, where a name can be anything
-from a keyword to a statement. Hence every name in a network of this package went through :func:`safe_name`, whether it
-comes from a user's network or from a file.
+``torch.fx`` writes the names of nodes, layers and constants into the source of ``forward``, where a name can be
+anything from a keyword to a statement. Hence every name in a network of this package went through :func:`safe_name`,
+whether it comes from a user's network or from a file.
 """
 
 from __future__ import annotations

@@ -318,7 +318,7 @@ class Builder:
     def _follows(self, node: fx.Node) -> bool:
         """Say whether a node is an obstacle only because of one that has been found before it."""
         if node.op == "output":
-            return not self._failed.isdisjoint(node.all_input_nodes)
+            return node.args[0] in self._failed
         if self._rule(node) is None:
             return False
         images = next(len(n.meta["value"]) for n in self._traced.nodes if n.op == "placeholder")
@@ -333,7 +333,7 @@ class Builder:
         return _like(node.meta.get("value"), self._placed)
 
     def _placed(self, value: Tensor) -> fx.Node:
-        new = self._graph.placeholder(f"{self._current.name}_unknown")
+        new = self._graph.placeholder(f"unknown_{len(self._shapes)}")
         self._shapes[new] = value.shape
         return new
 
@@ -368,8 +368,8 @@ class Builder:
         return self._graph.get_attr(name)
 
     def _is_activation(self, node: fx.Node) -> bool:
-        """Say whether a node is what an activation computes, in whatever shape."""
-        while node.target in operations.SHAPES:
+        """Say whether a node is what an activation computes, rearranged or the largest of it."""
+        while node.target in operations.SHAPES or isinstance(self.module(node), MAX_POOLS):
             node = node.all_input_nodes[0]
         written = node.target is operator.mul and isinstance(node.args[0], fx.Node) and node.args[0].meta.get("written")
         return self.is_site(node) or self.clipped_site(node) is not None or bool(written)

@@ -53,6 +53,8 @@ def trace_obstacle(model: nn.Module, example_input: Tensor, error: Exception) ->
         advice = (
             "it assigns to a part of a tensor: build that tensor by torch.cat or F.pad, or multiply by a constant mask"
         )
+    elif isinstance(error, NameError):
+        advice = "forward() uses what is no part of the network, perhaps another one's layers: give it its own"
     elif isinstance(error, (fx.proxy.TraceError, TypeError)):
         advice = "rewrite forward() so that it does not depend on the values of activations, and takes one tensor"
     return Obstacle("forward", f"tracing stopped: {type(error).__name__}: {error}", advice)
@@ -102,7 +104,8 @@ def _weights_read(root: nn.Module, traced: fx.Graph) -> Iterator[tuple[str, Tens
 
 
 def _is_finite(value: Any) -> bool:
-    return not isinstance(value, Tensor) or not value.is_floating_point() or bool(value.isfinite().all())
+    known = isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta
+    return not known or bool(value.isfinite().all())
 
 
 @torch.no_grad()
