@@ -21,10 +21,12 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from snn_lowlat.adapters import get_backend
+from snn_lowlat.checks import one_of
 from snn_lowlat.convert import PRECISIONS
 from snn_lowlat.encoding import make_encoder
 from snn_lowlat.errors import SnnLowlatError, unknown_name
 from snn_lowlat.evaluation import FORMATS, cost_model
+from snn_lowlat.neurons import MAX_POOLINGS
 
 __all__ = [
     "CONFIG_FOLDER",
@@ -160,6 +162,8 @@ class Config:
         Names, or mappings of ``name`` and options; they follow every strategy.
     precision : str
         One of :data:`snn_lowlat.convert.PRECISIONS`.
+    max_pool : str
+        One of :data:`snn_lowlat.neurons.MAX_POOLINGS`.
     input_coding : str
         ``"direct"``, ``"poisson"`` or ``"temporal_switch"``. With spikes the data's normalisation becomes a part of
         the network.
@@ -198,6 +202,7 @@ class Config:
     compare: list[Any] = field(default_factory=list)
     refinements: list[Any] = field(default_factory=list)
     precision: str = "fp32"
+    max_pool: str = "cumulative"
     input_coding: str = "direct"
     resume: Optional[str] = None  # noqa: UP045 (OmegaConf reads the annotation)
     device: str = "auto"
@@ -277,6 +282,8 @@ def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
         raise ConfigError("objective=validation needs validation images: data.validation_fraction must not be 0.")
     if config.precision not in PRECISIONS:
         raise ConfigError(str(unknown_name("precision", config.precision, PRECISIONS)))
+    with config_errors("max_pool"):
+        one_of("max-pooling", config.max_pool, MAX_POOLINGS)
     with config_errors("input_coding"):
         make_encoder(config.input_coding)
     if config.benchmark is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,12 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from snn_lowlat import checks
 from snn_lowlat.adapters import get_backend
 from snn_lowlat.calibration import SiteStatistics, calibrate, inputs_of
+from snn_lowlat.devices import device_of
 from snn_lowlat.encoding import make_encoder
-from snn_lowlat.errors import CalibrationError, ConversionError, unknown_name
-from snn_lowlat.graph import depth, describe, find_sites, normalise, to_integers, with_rounded_weights
+from snn_lowlat.errors import CalibrationError, ConversionError
+from snn_lowlat.graph import (
+    depth,
+    describe,
+    find_sites,
+    normalise,
+    to_integers,
+    with_per_step_max_pools,
+    with_rounded_weights,
+)
 from snn_lowlat.model import Provenance, SpikingModel
+from snn_lowlat.neurons import MAX_POOLINGS
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.refinement import Refinement, make_refinement
 from snn_lowlat.strategies import Strategy, make_strategy
@@ -25,6 +37,21 @@ __all__ = ["PRECISIONS", "Conversion", "convert"]
 
 PRECISIONS = ("fp32", "int8")
 """In what networks can be computed: floating point, or whole numbers with weights of eight bits."""
+
+_OTHER_NAMES = {
+    **dict.fromkeys(("T", "steps", "time_steps", "timestep", "num_steps", "n_steps", "sim_steps"), "timesteps"),
+    **dict.fromkeys(("host", "library"), "backend"),
+    **dict.fromkeys(("loader", "dataloader", "data", "calibration_data", "calibration_loader"), "calibration"),
+    **dict.fromkeys(("refinement", "corrections"), "refinements"),
+    **dict.fromkeys(("encoding", "input_coding", "coding"), "encoder"),
+    **dict.fromkeys(("dtype", "bits"), "precision"),
+    **dict.fromkeys(("batches", "max_batches", "limit"), "calibration_batches"),
+    "method": "strategy",
+}
+"""Other libraries' names, and likely guesses, of the arguments of :func:`convert`."""
+
+_MOST_KEPT_BATCHES = 100_000
+_MOST_KEPT_BYTES = 4 * 2**30
 
 
 def convert(
@@ -37,6 +64,7 @@ def convert(
     refinements: Sequence[str | Refinement] = (),
     encoder: str = "direct",
     precision: str = "fp32",
+    max_pool: str = "cumulative",
     seed: int = 0,
     calibration_batches: int | None = None,
     progress: bool = False,
@@ -65,6 +93,11 @@ def convert(
     precision : str
         ``"fp32"``, or ``"int8"``: weights of 8 bits, and thresholds, currents and pixels in whole numbers, so that
         spikes depend on no order of sums; see :func:`snn_lowlat.graph.to_integers`.
+    max_pool : str
+        What max-pools do with currents that vary from step to step: ``"cumulative"`` pools what they have added up to,
+        which comes to what the original network computes; ``"per_step"`` pools each step's currents, which
+        overestimates however many steps there are, and is there for comparison. See
+        :mod:`snn_lowlat.neurons.max_pool`.
     seed : int
         Seed of the encoder's random numbers.
     calibration_batches : int, optional
@@ -86,14 +119,24 @@ def convert(
     CalibrationError
         If the calibration data are missing or can't be used.
     ValueError
-        If a name or option does not exist; the message says which do.
+        If an argument is none that there is, or is no network, data, number or name; the message says what to give.
     """
+    if isinstance(calibration, nn.Module) and not isinstance(model, nn.Module):
+        raise ValueError("the network and the data are swapped: give convert(model, calibration).")
+    model = checks.network("model", model, rewritten=True)
     host = get_backend(backend)
     make_encoder(encoder)
-    if precision not in PRECISIONS:
-        raise unknown_name("precision", precision, PRECISIONS)
+    checks.one_of("precision", precision, PRECISIONS)
+    seed = checks.seed("seed", seed)
     conversion = Conversion.of(
-        strategy, calibration, timesteps, refinements, calibration_batches, progress=progress, **options
+        strategy,
+        calibration,
+        timesteps,
+        refinements,
+        calibration_batches,
+        max_pool=max_pool,
+        progress=progress,
+        **options,
     )
     graph = conversion.normalise(model)
     conversion.calibrate(graph)
@@ -103,11 +146,11 @@ def convert(
         graph, conversion.strategy, conversion.refinements, input_shape=input_shape, precision=precision
     )
     if precision == "int8":
-        graph, plan = to_integers(graph, plan, conversion.example, timesteps)
+        graph, plan = to_integers(graph, plan, conversion.example, conversion.timesteps)
     return SpikingModel(
         host.build(graph, plan, input_shape),
         plan,
-        timesteps=timesteps,
+        timesteps=conversion.timesteps,
         backend=backend,
         encoder=encoder,
         seed=seed,
@@ -133,6 +176,8 @@ class Conversion:
         The corrections that follow.
     limit : int or None
         Read only so many batches.
+    max_pool : str
+        What max-pools do over time.
     progress : bool
         Show a progress bar.
     statistics : dict of str to SiteStatistics
@@ -144,6 +189,7 @@ class Conversion:
     timesteps: int
     refinements: list[Refinement]
     limit: int | None
+    max_pool: str
     progress: bool
     statistics: dict[str, SiteStatistics] = field(default_factory=dict)
 
@@ -156,40 +202,55 @@ class Conversion:
         refinements: Sequence[Any] = (),
         limit: int | None = None,
         *,
+        max_pool: str = "cumulative",
         progress: bool = False,
         **options: Any,
     ) -> Conversion:
         """Check and gather what a conversion needs; names become configured objects."""
-        if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
-            raise ValueError(f"timesteps must be a whole number of at least 1, not {timesteps!r}.")
-        if isinstance(refinements, str):
+        timesteps = checks.count("timesteps", timesteps)
+        if limit is not None:
+            limit = checks.count("calibration_batches", limit)
+        if isinstance(refinements, str | Refinement):
             refinements = (refinements,)
-        if isinstance(calibration, Tensor):
-            calibration = [calibration]
-        # What can be read only once is kept, because refinements read it again.
-        batches = list(islice(calibration, limit)) if isinstance(calibration, Iterator) else calibration
+        if not isinstance(refinements, Sequence):
+            raise ValueError(f"refinements must be a list of names or Refinement objects, not {refinements!r}.")
+        for option in options:
+            if option in _OTHER_NAMES:
+                raise ValueError(f"there is no option {option!r}: its name here is {_OTHER_NAMES[option]!r}.")
+        try:
+            batches = checks.batches("calibration", calibration)
+        except ValueError as error:
+            raise CalibrationError(str(error)) from error
         return cls(
             make_strategy(strategy, **options),
-            batches,
+            # What can be read only once is kept, because refinements read it again.
+            _kept(batches, limit) if isinstance(batches, Iterator) else batches,
             timesteps,
             [make_refinement(refinement) for refinement in refinements],
             limit,
+            checks.one_of("max_pool", max_pool, MAX_POOLINGS),
             progress,
         )
 
     @cached_property
     def example(self) -> Tensor:
-        """The first calibration batch, ``[N, ...]``."""
-        for batch in self.batches:
-            return inputs_of(batch)
-        raise CalibrationError("there are no calibration data: the loader yields no batch.")
+        """The first calibration batch that is not empty, ``[N, ...]``."""
+        for batch in islice(self.batches, self.limit):
+            images = inputs_of(batch)
+            if len(images):
+                return images
+        raise CalibrationError("there are no calibration data: the loader yields no batch with images.")
 
     def normalise(self, model: nn.Module) -> fx.GraphModule:
         """Rewrite the network into the normal form."""
-        graph = normalise(model, self.example)
+        try:
+            graph = normalise(model, self.example)
+        except ConversionError:
+            _check_that_it_runs(model, self.example)
+            raise
         if not find_sites(graph):
             raise ConversionError("this network has no ReLU: there is nothing to convert.")
-        return graph
+        return with_per_step_max_pools(graph) if self.max_pool == "per_step" else graph
 
     def calibrate(self, graph: fx.GraphModule) -> None:
         """Collect the statistics of every site in one pass of the data."""
@@ -207,3 +268,58 @@ class Conversion:
         for refinement in self.refinements:
             graph, plan = refinement.refine(graph, plan, islice(self.batches, self.limit), self.timesteps)
         return graph, plan
+
+
+def _kept(batches: Iterator[object], limit: int | None) -> list[Tensor]:
+    """Read an iterator's images to its end, or a limit.
+
+    Raises
+    ------
+    CalibrationError
+        If there are more than a computer should keep, as of a generator that never ends.
+    """
+    kept, size = [], 0
+    for batch in islice(batches, limit):
+        kept.append(inputs_of(batch))
+        size += kept[-1].nbytes
+        if limit is None and (len(kept) > _MOST_KEPT_BATCHES or size > _MOST_KEPT_BYTES):
+            raise CalibrationError(
+                f"calibration is an iterator, whose batches are kept; after {len(kept):,} batches ({size / 2**30:.1f} "
+                "GiB) it still goes on. If it never ends, give calibration_batches, the number to read; else give what "
+                "can be read again, such as a DataLoader, of which nothing is kept."
+            )
+    return kept
+
+
+@torch.no_grad()
+def _check_that_it_runs(model: nn.Module, images: Tensor) -> None:
+    """Say so if a network, as it is, does not run on images: then nothing in it is the cause of what went wrong.
+
+    Raises
+    ------
+    CalibrationError
+        With what the images should be, where that is known.
+    """
+    images = images[:2].to(device_of(model))
+    try:
+        copy.deepcopy(model).eval()(images)
+    except Exception as error:
+        dimensions = next((_DIMENSIONS[type(m)] for m in model.modules() if type(m) in _DIMENSIONS), None)
+        weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+        advice = "give images as the network takes them"
+        if images.dtype != weights:
+            advice = f"its weights are of the type {weights}: give images.to({weights})"
+        elif dimensions == images.dim() + 1:
+            advice = "if a batch is one image, it needs a batch dimension: images.unsqueeze(0)"
+        raise CalibrationError(
+            f"the network does not run on the calibration images, of shape {[*images.shape]} and type {images.dtype} "
+            f"({str(error).splitlines()[0]}): {advice}."
+        ) from error
+
+
+_DIMENSIONS: dict[type[nn.Module], int] = {
+    **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d), 3),
+    **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d), 4),
+    **dict.fromkeys((nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d), 5),
+}
+"""How many dimensions a batch has for a layer."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from snn_lowlat.errors import unknown_name
+from snn_lowlat import checks
 from snn_lowlat.neurons import MARGIN, switch_events, switch_states
 
 __all__ = [
@@ -26,7 +26,7 @@ Encoder = Callable[[Tensor, int, int], Tensor]
 
 def direct(images: Tensor, timesteps: int, seed: int) -> Tensor:
     """Present the image itself, as a constant current, in every step: ``[N, ...]`` to ``[T, N, ...]``."""
-    return images.unsqueeze(0).expand(timesteps, *images.shape)
+    return images.unsqueeze(0).expand(checks.count("timesteps", timesteps), *images.shape)
 
 
 def poisson(images: Tensor, timesteps: int, seed: int) -> Tensor:
@@ -57,7 +57,8 @@ def poisson(images: Tensor, timesteps: int, seed: int) -> Tensor:
             f"{float(images.max()):.3g}]: put the normalisation into the network, for instance with "
             "snn_lowlat.models.InputNormalisation."
         )
-    generator = torch.Generator().manual_seed(seed)
+    timesteps = checks.count("timesteps", timesteps)
+    generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     draws = torch.rand((timesteps, *images.shape), generator=generator, dtype=torch.float32)
     return (draws.to(images.device) < images).to(images.dtype)
 
@@ -139,6 +140,7 @@ def temporal_switch(images: Tensor, timesteps: int, seed: int) -> Tensor:
 
 def _switched(images: Tensor, timesteps: int, shift: float) -> Tensor:
     """Return 1 or -1 while a pixel is on and 0 while it is off, ``[T, N, ...]``."""
+    timesteps = checks.count("timesteps", timesteps)
     if images.numel() and not float(images.abs().max()) <= 1:
         raise ValueError(
             f"two spikes a pixel need intensities in [-1, 1], these lie in [{float(images.min()):.3g}, "
@@ -164,6 +166,4 @@ def input_events(name: str, images: Tensor, timesteps: int, seed: int) -> Tensor
 
 def make_encoder(name: str) -> Encoder:
     """Return an input coding by its name; ``ValueError`` names those there are."""
-    if name not in ENCODERS:
-        raise unknown_name("input coding", name, ENCODERS)
-    return ENCODERS[name]
+    return ENCODERS[checks.one_of("input coding", name, ENCODERS)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -47,6 +48,8 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
         The names that exist.
     """
     names = sorted(known)
-    near = get_close_matches(str(name), names, n=3)
+    # Capitals, hyphens and spaces are what names of other tools differ in.
+    plain = {n.lower(): n for n in names}
+    near = [plain[n] for n in get_close_matches(re.sub(r"[-\s]", "_", str(name)).lower(), plain, n=3)]
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return ValueError(f"unknown {kind} {name!r}.{hint} There are: {', '.join(names) or 'none'}.")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor, fx, nn
 
+from snn_lowlat import checks
 from snn_lowlat.adapters import get_backend
 from snn_lowlat.encoding import make_encoder
 from snn_lowlat.graph import describe, rebuild
@@ -136,10 +137,10 @@ class SpikingModel(nn.Module):
         super().__init__()
         self.network = network
         self.plan = dict(plan)
-        self.timesteps = timesteps
+        self.timesteps = checks.count("timesteps", timesteps)
         self.backend = backend
         self.encoder = encoder
-        self.seed = seed
+        self.seed = checks.seed("seed", seed)
         self.depth = depth
         self.structure = structure
         self.provenance = provenance
@@ -162,6 +163,7 @@ class SpikingModel(nn.Module):
 
     def latency_steps_at(self, timesteps: int) -> int:
         """Return the end-to-end latency, in steps, when each layer's window is ``timesteps``."""
+        timesteps = checks.count("timesteps", timesteps)
         return max(NEURONS[site.neuron].latency_steps(timesteps, self.depth, site) for site in self.plan.values())
 
     @property
@@ -328,15 +330,8 @@ class SpikingModel(nn.Module):
                 hook.remove()
 
     def _checked(self, images: Tensor, timesteps: int | None) -> int:
-        timesteps = self.timesteps if timesteps is None else timesteps
-        if timesteps < 1:
-            raise ValueError(f"timesteps must be at least 1, not {timesteps}.")
-        expected = tuple(self.provenance.input_shape)
-        if tuple(images.shape[1:]) != expected:
-            raise ValueError(
-                f"this network was converted for inputs [N, {', '.join(map(str, expected))}], not "
-                f"{list(images.shape)}: convert it again with calibration images of that size."
-            )
+        timesteps = checks.count("timesteps", self.timesteps if timesteps is None else timesteps)
+        checks.images("images", images, self.provenance.input_shape)
         return timesteps
 
     def _encoded(self, images: Tensor, timesteps: int) -> Tensor:

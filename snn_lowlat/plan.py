@@ -9,7 +9,11 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from snn_lowlat import checks
+
 __all__ = ["Plan", "SitePlan"]
+
+_MOST_THRESHOLDS = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +44,8 @@ class SitePlan:
     Raises
     ------
     ValueError
-        If a value is not finite, a threshold or amplitude not positive, or a shape neither ``[]`` nor ``[C]``.
+        If a value is not finite, a threshold or amplitude not positive, a potential above 2**24 thresholds, or a
+        shape neither ``[]`` nor ``[C]``.
     """
 
     threshold: Tensor
@@ -52,19 +57,18 @@ class SitePlan:
     def __post_init__(self) -> None:
         sizes = set()
         for name in ("threshold", "initial_potential", "amplitude"):
-            value = torch.as_tensor(getattr(self, name)).detach().cpu().clone()
-            if not value.is_floating_point():
-                value = value.to(torch.get_default_dtype())
-            if value.dim() > 1 or value.numel() == 0:
-                raise ValueError(f"{name} must be one value or one a channel, not of shape {tuple(value.shape)}.")
-            if not bool(torch.isfinite(value).all()):
-                raise ValueError(f"{name} must be finite.")
+            value = checks.values(name, getattr(self, name))
             if name != "initial_potential" and not bool((value > 0).all()):
                 raise ValueError(f"{name} must be positive.")
             sizes |= {value.numel()} if value.dim() else set()
             object.__setattr__(self, name, value)
         if len(sizes) > 1:
             raise ValueError(f"threshold, initial_potential and amplitude have different numbers of channels: {sizes}.")
+        # Beside a larger potential a float has no digits left for a threshold.
+        if not bool((self.initial_potential.abs() <= _MOST_THRESHOLDS * self.threshold).all()):
+            raise ValueError(f"initial_potential must be 2**24 thresholds at most, not {self.initial_potential}.")
+        for name, given in self.parameters.items():
+            checks.number(f"the parameter {name!r}", given)
         object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
 
     def __eq__(self, other: object) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TypeVar
 
@@ -13,9 +14,16 @@ __all__ = ["tracked"]
 
 T = TypeVar("T")
 
+_LOGGER = logging.getLogger(__name__)
+
+_MANY = 10_000
+"""After so many batches of what does not say how many it has, somebody should know."""
+
 
 def tracked(batches: Iterable[T], description: str, *, progress: bool, limit: int | None = None) -> Iterable[T]:
     """Return at most ``limit`` batches, with a progress bar if one is wanted and the output is a terminal.
+
+    Without a limit, a warning is logged where batches that don't say how many they are seem not to end.
 
     Parameters
     ----------
@@ -35,7 +43,20 @@ def tracked(batches: Iterable[T], description: str, *, progress: bool, limit: in
     if limit is not None:
         total = limit if total is None else min(total, limit)
         batches = islice(batches, limit)
+    if total is None:
+        batches = _watched(batches, description)
     console = Console(stderr=True)
     if progress and console.is_terminal:
         return track(batches, description=description, total=total, console=console, transient=True)
     return batches
+
+
+def _watched(batches: Iterable[T], description: str) -> Iterator[T]:
+    for number, batch in enumerate(batches):
+        if number == _MANY:
+            _LOGGER.warning(
+                "%s: %d batches so far, and the data do not say how many there are. If they never end, stop this and "
+                "limit them, for instance with itertools.islice(batches, 100).",
+                *(description, number),
+            )
+        yield batch

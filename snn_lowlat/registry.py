@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from importlib import metadata
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -113,8 +114,10 @@ class Registry(Generic[AnyRegistered]):
             self._check_options(type(given), given.name or type(given).__name__, options)
             return dataclasses.replace(given, **options) if options else given
         if not isinstance(given, str):
+            kind: object = given
+            advice = f": make one, {kind.__name__}()" if isinstance(kind, type) else ""
             raise TypeError(
-                f"a {self.kind} is given by its name or as a {self.base.__name__} object, not as {given!r}."
+                f"a {self.kind} is given by its name or as a {self.base.__name__} object, not as {given!r}{advice}."
             )
         known = self._known()
         if given not in known:
@@ -155,7 +158,8 @@ class Registry(Generic[AnyRegistered]):
 def _plain(value: object) -> Option:
     if isinstance(value, Mapping):
         return {str(key): torch.as_tensor(item).detach().cpu().clone() for key, item in value.items()}
-    return value  # type: ignore[return-value]
+    # Numbers of NumPy's could not be read from a file without running code.
+    return value.item() if isinstance(value, np.generic) else value  # type: ignore[return-value]
 
 
 def _same(first: object, second: object) -> bool:

@@ -194,6 +194,7 @@ def _run(config: DictConfig, folder: Path) -> float:
                 refinements=refinements,
                 encoder=config.input_coding,
                 precision=config.precision,
+                max_pool=config.max_pool,
                 seed=config.seed,
                 progress=config.calibration.progress,
             )

@@ -47,3 +47,37 @@ def test_near_names_are_offered():
         checks.one_of("fruit", "peer", ("apple", "pear"))
     with pytest.raises(ValueError, match="unknown fruit 3"):
         checks.one_of("fruit", 3, ("apple", "pear"))
+
+
+X = torch.rand(4, 1, 8, 8)
+
+BAD_IMAGES = {
+    "nothing": (None, r"images must be a batch of images, a tensor \[N, ...\], not None"),
+    "a number": (3, "images must be a batch of images, .* not 3"),
+    "a list": ([X[0], X[1]], r"not a list: give torch.stack\(images\)"),
+    "a text": ("images.pt", "not the text 'images.pt'"),
+    "an array": (X.numpy(), r"not a NumPy array: give torch.from_numpy\(images\)"),
+    "no values": (X.to("meta"), "lie on the device 'meta'"),
+    "sparse": (X.to_sparse(), r"torch.sparse_coo: give images.to_dense\(\)"),
+    "quantised": (torch.quantize_per_tensor(X, 0.1, 0, torch.quint8), r"quantised one: give images.dequantize\(\)"),
+    "several sizes": (torch.nested.nested_tensor([X[0], X[1, :, 1:]]), "give images of one size, stacked"),
+    "one image": (X[0], r"not \[1, 8, 8\]: one image needs a batch dimension, images.unsqueeze\(0\)"),
+    "one pixel": (torch.tensor(1.0), r"not \[\]: one image needs a batch dimension"),
+    "another size": (X[..., 1:], r"converted for inputs \[N, 1, 8, 8\], not \[4, 1, 8, 7\]: convert it again"),
+    "no image": (X[:0], r"of shape \[0, 1, 8, 8\] hold no image"),
+}
+
+
+@pytest.mark.parametrize("given", BAD_IMAGES)
+def test_what_is_no_batch_of_images_is_refused(given):
+    value, words = BAD_IMAGES[given]
+    with pytest.raises(ValueError, match=words):
+        checks.images("images", value, (1, 8, 8))
+
+
+def test_batches_of_images_pass():
+    assert checks.images("images", X, (1, 8, 8)) is X
+    assert checks.images("images", X) is X
+    assert checks.images("images", X[0, 0]).shape == (8, 8)
+    ordinary = X.permute(0, 1, 3, 2)
+    assert checks.images("images", ordinary, torch.Size([1, 8, 8])) is ordinary

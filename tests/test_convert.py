@@ -89,7 +89,7 @@ def test_images_of_another_size_are_refused(model, images):
     snn = snn_lowlat.convert(model, images)
     with pytest.raises(ValueError, match=r"converted for inputs \[N, 1, 8, 8\], not \[2, 1, 9, 9\]"):
         snn(torch.rand(2, 1, 9, 9))
-    with pytest.raises(ValueError, match="timesteps must be at least 1"):
+    with pytest.raises(ValueError, match="timesteps must be a whole number of at least 1"):
         snn.readout(images, timesteps=0)
 
 

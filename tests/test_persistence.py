@@ -1,6 +1,8 @@
+import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,7 +36,7 @@ def change(path, without=(), **values):
 
 def test_the_file_holds_plain_values_only(saved):
     contents = torch.load(saved, weights_only=True)
-    assert (contents["format"], contents["version"]) == ("snn_lowlat.SpikingModel", 2)
+    assert (contents["format"], contents["version"]) == ("snn_lowlat.SpikingModel", 3)
     assert contents["provenance"]["strategy"] == "optimized_potential"
     assert contents["provenance"]["refinements"] == [{"name": "bias_correction", "images": 512, "iterations": 4}]
     assert torch.__version__.startswith(contents["provenance"]["versions"]["torch"])
@@ -101,7 +103,7 @@ def test_files_of_other_kinds(tmp_path):
 
 
 def test_a_newer_version(saved):
-    change(saved, version=3)
+    change(saved, version=4)
     with pytest.raises(FileFormatError, match="install a newer snn_lowlat"):
         snn_lowlat.load(saved, model=network())
 
@@ -168,16 +170,17 @@ def test_another_network(saved, other):
         snn_lowlat.load(saved, model=other)
 
 
-def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
+def test_a_disk_that_fills_leaves_the_old_file(saved, monkeypatch):
     snn = snn_lowlat.load(saved, model=network())
     before = saved.read_bytes()
 
-    def fail(contents, path):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
+    def fail(path, data):
+        with open(path, "wb") as file:
+            file.write(data[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match=r"snn\.pt could not be written, the file that was there is unchanged: No space"):
         snn.save(saved)
     assert saved.read_bytes() == before
     assert os.listdir(saved.parent) == ["snn.pt"]

@@ -223,6 +223,7 @@ def test_every_strategy_has_a_file() -> None:
         (["calibration.images=0"], "calibration.images"),
         (["backend.name=norse"], "backend.*norse.*spikingjelly"),
         (["precision=int4"], "precision.*int4.*int8"),
+        (["max_pool=each"], "max_pool.*each.*cumulative"),
         (["input_coding=latency"], "latency.*poisson"),
         (["device=quantum"], "device"),
         (["strategy.name=optimised_potential"], "optimized_potential"),

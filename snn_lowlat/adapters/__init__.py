@@ -12,7 +12,7 @@ from typing import Protocol, cast
 
 from torch import Tensor, fx, nn
 
-from snn_lowlat.errors import unknown_name
+from snn_lowlat.checks import one_of
 from snn_lowlat.plan import Plan, SitePlan
 
 __all__ = ["BACKENDS", "Backend", "get_backend"]
@@ -84,6 +84,4 @@ class Backend(Protocol):
 
 def get_backend(name: str) -> Backend:
     """Return the adapter for a host library by its name; ``ValueError`` names those there are."""
-    if name not in BACKENDS:
-        raise unknown_name("backend", name, BACKENDS)
-    return cast(Backend, import_module(f"{__name__}.{name}"))
+    return cast(Backend, import_module(f"{__name__}.{one_of('backend', name, BACKENDS)}"))

@@ -19,10 +19,15 @@ from torch import Tensor, fx, nn
 
 from snn_lowlat.adapters.windows import align_windows, window_length
 from snn_lowlat.errors import SnnLowlatError, unknown_name
-from snn_lowlat.graph import MAX_POOLS, current_shapes, find_sites, without_ceilings
+from snn_lowlat.graph import current_shapes, find_sites, without_ceilings
 from snn_lowlat.neurons import (
+    PoolState,
     accumulate_then_fire,
+    check_plan,
+    cumulative_max_pool_step,
     integrate_and_fire_sequence,
+    is_cumulative,
+    max_pool_window,
     online_temporal_switch,
     online_temporal_switch_step,
     pipelined_temporal_switch,
@@ -32,7 +37,7 @@ from snn_lowlat.neurons import (
     temporal_switch,
 )
 from snn_lowlat.plan import Plan, SitePlan
-from snn_lowlat.simulation import is_online, pool_charges
+from snn_lowlat.simulation import is_online
 
 __all__ = [
     "AccumulateThenFire",
@@ -515,38 +520,56 @@ class DelayLine(nn.Module):
         return f"steps={self.steps}"
 
 
-class ChargeMaxPool(_WindowModule):
-    """A max-pool in front of neurons that see a window before they fire: it pools what its currents add up to.
+class ChargeMaxPool(nn.Module):
+    """A max-pool in front of neurons: it pools what currents add up to; see :mod:`snn_lowlat.neurons.max_pool`.
 
     Parameters
     ----------
     pool : Module
         Torch's max-pool.
-    timesteps : int
-        The window's length.
+    timesteps : int, optional
+        The length of the windows after which it starts anew, in front of neurons that see a window before they fire. By
+        default it goes on until it is reset.
     start : int
         In a time loop, the steps that pass before the first window.
     """
 
-    def __init__(self, pool: nn.Module, timesteps: int, start: int = 0) -> None:
-        super().__init__(timesteps=timesteps, start=start)
+    step: int
+    state: PoolState | None
+
+    def __init__(self, pool: nn.Module, timesteps: int | None = None, start: int = 0) -> None:
+        super().__init__()
         self.pool: nn.Module = pool
+        self.timesteps = timesteps
+        self.start = start
+        self.counting: int | None = None
+        self.folded_steps: int | None = None
+        self.reset_mem()
 
-    def stream(self, current: Tensor) -> Tensor:
-        """Map ``[N, C, ...]`` to pooled currents."""
-        if self.step <= 1 or self.mem is None:
-            self.mem = current
-            return self.pool(current)  # type: ignore[no-any-return]
-        before, self.mem = self.mem, self.mem + current
-        return self.pool(self.mem) - self.pool(before)  # type: ignore[no-any-return]
+    def forward(self, input_: Tensor) -> Tensor:
+        """Map the currents of one step ``[N, C, ...]`` to pooled currents."""
+        if self.counting is not None:
+            return self.pool(input_)  # type: ignore[no-any-return]
+        if self.folded_steps is not None:
+            return max_pool_window(self.pool, input_, self.folded_steps)
+        # Where the batch's size changes, all starts anew.
+        if self.state is None or self.state[0].shape != input_.shape:
+            self.step, self.state = 1 - self.start, None
+        else:
+            self.step += 1
+        if self.timesteps is not None and self.step > self.timesteps:
+            self.step = 1
+        pooled, self.state = cumulative_max_pool_step(self.pool, input_, self.state if self.step > 1 else None)
+        return pooled
 
-    def window(self, currents: Tensor) -> Tensor:
-        """Map ``[T, N, C, ...]`` to pooled currents."""
-        return pool_charges(self.pool, currents)
+    def reset_mem(self) -> None:
+        """Forget what has been summed up."""
+        self.step = 0
+        self.state = None
 
-    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
-        """Pool ``[N, C, ...]``."""
-        return self.pool(mean)  # type: ignore[no-any-return]
+    def extra_repr(self) -> str:
+        """Show the window."""
+        return f"timesteps={self.timesteps}"
 
 
 def _spread(values: Tensor, dimensions: int) -> Tensor:
@@ -584,6 +607,7 @@ def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.G
     network = without_ceilings(graph)
     reference = next(network.parameters(), torch.empty(0))
     shapes = current_shapes(network, input_shape)
+    check_plan(plan, find_sites(network))
     for site_plan in plan.values():
         if site_plan.neuron not in _NEURONS:
             raise unknown_name("snnTorch neuron", site_plan.neuron, _NEURONS)
@@ -594,10 +618,10 @@ def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.G
         if isinstance(neurons, TemporalSwitch):
             neurons.start = starts.get(site.name, 0)
         setattr(network, site.name, neurons.to(reference))
-    if not is_online(plan):
-        for name, module in list(network.named_children()):
-            if isinstance(module, MAX_POOLS):
-                setattr(network, name, ChargeMaxPool(module, window_length(plan), starts[name]))
+    window = None if is_online(plan) else window_length(plan)
+    for name, module in list(network.named_children()):
+        if is_cumulative(module):
+            setattr(network, name, ChargeMaxPool(module, window, starts.get(name, 0)))
     return network.eval()
 
 
@@ -611,7 +635,7 @@ def reset(network: nn.Module) -> None:
         are reset too.
     """
     for module in network.modules():
-        if isinstance(module, (snntorch.SpikingNeuron, _WindowModule, DelayLine)) and hasattr(module, "reset_mem"):
+        if isinstance(module, (snntorch.SpikingNeuron, ChargeMaxPool, DelayLine)) and hasattr(module, "reset_mem"):
             module.reset_mem()
 
 

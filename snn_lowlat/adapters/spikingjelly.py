@@ -30,10 +30,15 @@ from torch import Tensor, fx, nn
 
 from snn_lowlat.adapters.windows import align_windows, window_length
 from snn_lowlat.errors import unknown_name
-from snn_lowlat.graph import MAX_POOLS, find_sites, without_ceilings
+from snn_lowlat.graph import find_sites, without_ceilings
 from snn_lowlat.neurons import (
+    PoolState,
     accumulate_then_fire,
+    check_plan,
+    cumulative_max_pool,
+    cumulative_max_pool_step,
     integrate_and_fire_sequence,
+    is_cumulative,
     online_temporal_switch,
     online_temporal_switch_step,
     pipelined_temporal_switch,
@@ -43,7 +48,7 @@ from snn_lowlat.neurons import (
     temporal_switch,
 )
 from snn_lowlat.plan import Plan, SitePlan
-from snn_lowlat.simulation import is_online, pool_charges
+from snn_lowlat.simulation import is_online
 
 if TYPE_CHECKING:
     from snn_lowlat.strategies import Strategy
@@ -378,37 +383,67 @@ class DelayLine(base.MemoryModule):  # type: ignore[misc]
         return f"steps={self.steps}, step_mode={self.step_mode}"
 
 
-class ChargeMaxPool(_WindowModule):
-    """A max-pool in front of neurons that see a window before they fire: it pools what its currents add up to.
+class ChargeMaxPool(base.MemoryModule):  # type: ignore[misc]
+    """A max-pool in front of neurons: it pools what currents add up to; see :mod:`snn_lowlat.neurons.max_pool`.
 
     Parameters
     ----------
     pool : Module
         Torch's max-pool.
-    timesteps : int
-        The window's length.
+    timesteps : int, optional
+        The length of the windows after which it starts anew, in front of neurons that see a window before they fire. By
+        default it goes on until it is reset.
     start : int
         In single-step mode, the steps that pass before the first window.
     """
 
-    def __init__(self, pool: nn.Module, timesteps: int, start: int = 0) -> None:
-        super().__init__(timesteps, start)
+    def __init__(self, pool: nn.Module, timesteps: int | None = None, start: int = 0) -> None:
+        super().__init__()
         self.pool = pool
+        self.timesteps = timesteps
+        self.start = start
+        self.counting: int | None = None
+        self.step: int
+        self.sums: Any
+        self.maxima: Any
+        self.register_memory("step", 0)
+        self.register_memory("sums", None)
+        self.register_memory("maxima", None)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Map ``[N, C, ...]``, or ``[T, N, C, ...]`` in multi-step mode, to pooled currents."""
+        if self.counting is not None:
+            return self.pool(x)  # type: ignore[no-any-return]
+        return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
 
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Map ``[N, C, ...]`` to pooled currents."""
-        before = self.charge
-        if self.add(x) <= 1:
-            return self.pool(x)  # type: ignore[no-any-return]
-        return self.pool(self.charge) - self.pool(before)  # type: ignore[no-any-return]
+        state = self._state(x)
+        self.step = 1 - self.start if self.sums is None else self.step + 1
+        if self.timesteps is not None and self.step > self.timesteps:
+            self.step = 1
+        pooled, state = cumulative_max_pool_step(self.pool, x, state if self.step > 1 else None)
+        self.sums, self.maxima = state
+        return pooled
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
-        """Map ``[T, N, C, ...]`` to pooled currents."""
-        return pool_charges(self.pool, x_seq)
+        """Map ``[T, N, C, ...]`` to pooled currents: one whole window, or what follows the steps before."""
+        pooled, state = cumulative_max_pool(self.pool, x_seq, self._state(x_seq[0]) if self.timesteps is None else None)
+        if self.timesteps is None and state is not None:
+            self.sums, self.maxima = state
+            self.step += len(x_seq)
+        return pooled
 
-    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
-        """Pool ``[N, C, ...]``."""
-        return self.pool(mean)  # type: ignore[no-any-return]
+    def extra_repr(self) -> str:
+        """Show the window and the step mode."""
+        return f"timesteps={self.timesteps}, step_mode={self.step_mode}"
+
+    def _state(self, current: Tensor) -> PoolState | None:
+        # Where the batch's size changes all starts anew.
+        if not isinstance(self.sums, Tensor) or self.sums.shape != current.shape:
+            self.step, self.sums, self.maxima = 0, None, None
+            return None
+        return self.sums, self.maxima
 
 
 def _integrate_and_fire(plan: SitePlan) -> nn.Module:
@@ -431,6 +466,7 @@ def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.G
     """Return SpikingJelly's network, in single-step mode; see :meth:`snn_lowlat.adapters.Backend.build`."""
     network = without_ceilings(graph)
     reference = next(iter(network.parameters()), torch.empty(0))
+    check_plan(plan, find_sites(network))
     for site_plan in plan.values():
         if site_plan.neuron not in _NEURONS:
             raise unknown_name("SpikingJelly neuron", site_plan.neuron, _NEURONS)
@@ -447,10 +483,10 @@ def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.G
             scaled = network.graph.call_module(amplitude, (site.node,))
         for reader in set(site.node.users) - {scaled}:
             reader.replace_input_with(site.node, scaled)
-    if not is_online(plan):
-        for name, module in list(network.named_children()):
-            if isinstance(module, MAX_POOLS):
-                setattr(network, name, ChargeMaxPool(module, window_length(plan), starts[name]))
+    window = None if is_online(plan) else window_length(plan)
+    for name, module in list(network.named_children()):
+        if is_cumulative(module):
+            setattr(network, name, ChargeMaxPool(module, window, starts.get(name, 0)))
     adapt_step_mode_graph(
         network,
         context="snn_lowlat",
@@ -497,7 +533,7 @@ def count(network: nn.Module, inputs: Tensor, timesteps: int) -> Tensor:
 
     Only for networks whose neurons all see their whole window before they fire.
     """
-    windows = [module for module in network.modules() if isinstance(module, (_WindowModule, DelayLine))]
+    windows = [module for module in network.modules() if isinstance(module, (_WindowModule, ChargeMaxPool, DelayLine))]
     with _step_mode(network, "s"):
         for module in windows:
             module.counting = timesteps
@@ -556,6 +592,8 @@ class LowLatencyRecipe(FXConversionRecipe):  # type: ignore[misc]
         Corrections that follow, in order.
     calibration_batches : int, optional
         Read only so many batches.
+    max_pool : str
+        What max-pools do over time; see :func:`snn_lowlat.convert`.
     progress : bool
         Show a progress bar while calibrating.
     **options
@@ -570,13 +608,21 @@ class LowLatencyRecipe(FXConversionRecipe):  # type: ignore[misc]
         timesteps: int,
         refinements: Sequence[object] = (),
         calibration_batches: int | None = None,
+        max_pool: str = "cumulative",
         progress: bool = False,
         **options: Any,
     ) -> None:
         from snn_lowlat.convert import Conversion
 
         self.conversion = Conversion.of(
-            strategy, calibration, timesteps, refinements, calibration_batches, progress=progress, **options
+            strategy,
+            calibration,
+            timesteps,
+            refinements,
+            calibration_batches,
+            max_pool=max_pool,
+            progress=progress,
+            **options,
         )
 
     def before_trace(self, converter: Any, ann: nn.Module) -> nn.Module:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, fx, nn
 
+from snn_lowlat import checks
 from snn_lowlat.calibration.histogram import Histogram
 from snn_lowlat.calibration.statistics import SiteStatistics
 from snn_lowlat.devices import device_of
@@ -16,6 +21,8 @@ from snn_lowlat.modes import evaluating
 from snn_lowlat.progress import tracked
 
 __all__ = ["calibrate", "inputs_of", "observe"]
+
+_LOGGER = logging.getLogger(__name__)
 
 _INPUT_KEYS = ("image", "images", "x", "input", "inputs", "pixel_values", "data")
 
@@ -32,24 +39,32 @@ def inputs_of(batch: object) -> Tensor:
     Raises
     ------
     CalibrationError
-        If there is no tensor at any of these places.
+        If there is no tensor at any of these places, or it is no batch of images; it may be an empty one.
     """
     if isinstance(batch, Tensor):
-        return batch
+        try:
+            images = checks.tensor("images", batch)
+        except ValueError as error:
+            raise CalibrationError(str(error)) from error
+        if images.dim() == 0:
+            raise CalibrationError(f"a batch must be a tensor [N, ...], not the single number {images}.")
+        return images
     if isinstance(batch, Mapping):
         for key in _INPUT_KEYS:
             if isinstance(batch.get(key), Tensor):
-                return batch[key]  # type: ignore[no-any-return]
+                return inputs_of(batch[key])
         raise CalibrationError(
             f"the batch is a mapping with the keys {sorted(map(str, batch))}, none of which is the input: name the "
             f"input's key one of {', '.join(_INPUT_KEYS)}."
         )
     if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 0:
-        if isinstance(batch[0], (Tensor, Mapping, tuple, list)):
+        if isinstance(batch[0], (Tensor, Mapping, tuple, list, np.ndarray)):
             return inputs_of(batch[0])
         raise CalibrationError(f"the batch's first item must be the input tensor, not a {type(batch[0]).__name__}.")
+    advice = ": give torch.from_numpy(images)" if isinstance(batch, np.ndarray) else ""
     raise CalibrationError(
-        f"a batch must be a tensor, a tuple or list that begins with one, or a mapping; not {type(batch).__name__}."
+        f"a batch must be a tensor, a tuple or list that begins with one, or a mapping; not {type(batch).__name__}"
+        f"{advice}."
     )
 
 
@@ -89,9 +104,10 @@ def calibrate(
     ------
     CalibrationError
         If there are no data, a batch can't be read, a pre-activation is NaN or infinite, or a whole layer never has a
-        positive pre-activation. A single channel without one is no error.
+        positive pre-activation, or the images are constant or of several sizes. A single channel without one is no
+        error.
     ValueError
-        If ``limit`` is not positive.
+        If ``limit`` is not positive, or ``batches`` are none.
     """
     sites = find_sites(graph)
     places = {name: graph.get_submodule(name) for name in sites}
@@ -128,22 +144,25 @@ def observe(
     Raises
     ------
     CalibrationError
-        If a batch can't be read, or what arrives is NaN or infinite.
+        If a batch can't be read, what arrives is NaN or infinite, or images are constant or of several sizes.
     ValueError
-        If ``limit`` is not positive.
+        If ``limit`` is not positive, or ``batches`` are none.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least one batch, not {limit}.")
+    if limit is not None:
+        limit = checks.count("limit", limit)
     histograms: dict[str, Histogram] = {}
+    seen = _Seen()
     target = torch.device(device) if device is not None else device_of(network)
     handles = [place.register_forward_pre_hook(_observer(name, histograms)) for name, place in places.items()]
     try:
         with evaluating(network):
-            given = [batches] if isinstance(batches, Tensor) else batches
+            given = checks.batches("batches", batches)
             for batch in tracked(given, "calibrating", progress=progress, limit=limit):
-                values = inputs_of(batch).to(target)
-                if values.shape[0] == 0:
+                values = inputs_of(batch)
+                if len(values) == 0:
                     continue
+                seen.add(values)
+                values = values.to(target)
                 try:
                     network(values)
                 except CalibrationError as error:
@@ -155,7 +174,59 @@ def observe(
     finally:
         for handle in handles:
             handle.remove()
-    return _of_all_processes(histograms)
+    histograms, parts = _of_all_processes(histograms, seen)
+    _check_variety(parts)
+    return histograms
+
+
+@dataclass
+class _Seen:
+    """What there is to say about images: their shape, and how much they differ from one another."""
+
+    images: int = 0
+    first: Tensor | None = None
+    constant: bool = True
+    alike: bool = True
+
+    def add(self, images: Tensor) -> None:
+        """Take a batch ``[N, ...]``, which is not empty."""
+        if self.first is None:
+            self.first = images[0].detach().cpu().clone()
+        elif images.shape[1:] != self.first.shape:
+            raise CalibrationError(
+                f"the images of a batch have the shape {[*images.shape[1:]]}, the first had {[*self.first.shape]}: "
+                "give images of one size, cropped or scaled."
+            )
+        self.images += len(images)
+        # Most images differ at once, so that the rest is never looked at.
+        self.alike = self.alike and bool((images == self.first.to(images)).all())
+        if self.constant:
+            pixels = images.flatten(1)
+            self.constant = pixels.shape[1] > 1 and bool((pixels == pixels[:, :1]).all())
+
+
+def _check_variety(parts: Sequence[_Seen]) -> None:
+    """See that images differ, where there is more than one, and that there is something in them.
+
+    Raises
+    ------
+    CalibrationError
+        If each image has one value alone, such as zeros or ones: no thresholds that follow from these have a meaning.
+    """
+    parts = [part for part in parts if part.first is not None]
+    if parts and all(part.constant for part in parts):
+        raise CalibrationError(
+            f"the calibration images are constant: every one is the same value all over (of the first: "
+            f"{float(parts[0].first.flatten()[0]):.3g}). Give training images, as the network sees them in use."  # type: ignore[union-attr]
+        )
+    alike = all(part.alike and torch.equal(part.first, parts[0].first) for part in parts)  # type: ignore[arg-type]
+    number = sum(part.images for part in parts)
+    if alike and number > 1:
+        _LOGGER.warning(
+            "the %d calibration images are all the same: thresholds fit this one image. Give training images that "
+            "differ, as the network sees them in use.",
+            number,
+        )
 
 
 def _observer(name: str, histograms: dict[str, Histogram]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -177,20 +248,21 @@ def _observer(name: str, histograms: dict[str, Histogram]) -> Callable[[nn.Modul
     return observe
 
 
-def _of_all_processes(histograms: dict[str, Histogram]) -> dict[str, Histogram]:
+def _of_all_processes(histograms: dict[str, Histogram], seen: _Seen) -> tuple[dict[str, Histogram], list[_Seen]]:
     """Merge the histograms of all processes that work together, in the same order in each of them."""
     if not (distributed.is_available() and distributed.is_initialized()):
-        return histograms
-    shares: list[dict[str, Histogram]] = [{} for _ in range(distributed.get_world_size())]
-    distributed.all_gather_object(shares, {name: histogram.to("cpu") for name, histogram in histograms.items()})
-    merged, *others = shares
+        return histograms, [seen]
+    own = {name: histogram.to("cpu") for name, histogram in histograms.items()}
+    gathered: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, (own, seen))
+    merged, *others = (share for share, _ in gathered)
     for share in others:
         for name, histogram in share.items():
             if name in merged:
                 merged[name].merge(histogram)
             else:
                 merged[name] = histogram
-    return merged
+    return merged, [part for _, part in gathered]
 
 
 def _statistics(site: Site, histogram: Histogram | None) -> SiteStatistics:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from sklearn.datasets import load_digits
 
+from snn_lowlat import checks
 from snn_lowlat.data.module import ImageDataModule
 from snn_lowlat.data.sampling import stratified_split
 from snn_lowlat.data.sources import ImageSource, TensorImages
@@ -32,8 +33,7 @@ class Digits(ImageDataModule):
 
     def __init__(self, *, test_fraction: float = 0.2, **options: Any) -> None:
         super().__init__(**options)
-        if not 0 < test_fraction < 1:
-            raise ValueError(f"test_fraction must be between 0 and 1, not {test_fraction}.")
+        test_fraction = checks.number("test_fraction", test_fraction, above=0, below=1)
         self.test_fraction = test_fraction
 
     @property

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from snn_lowlat import checks
 from snn_lowlat.data.module import ImageDataModule
 from snn_lowlat.data.sources import ImageSource, PictureFiles
 
@@ -39,8 +40,9 @@ class ImageFolder(ImageDataModule):
 
     def __init__(self, root: str | Path, *, image_size: int = 32, channels: int = 3, **options: Any) -> None:
         super().__init__(**options)
-        if image_size < 1 or channels not in (1, 3):
-            raise ValueError(f"image_size must be at least 1 and channels 1 or 3, not {image_size} and {channels}.")
+        image_size = checks.count("image_size", image_size)
+        if checks.count("channels", channels) not in (1, 3):
+            raise ValueError(f"channels must be 1, for grey, or 3, for colour, not {channels}.")
         self.root = Path(root).expanduser()
         self.image_size = image_size
         self.channels = channels

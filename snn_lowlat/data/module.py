@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from snn_lowlat import checks
 from snn_lowlat.data.augmentation import crop_and_flip
 from snn_lowlat.data.batches import ImageBatches, as_it_is
 from snn_lowlat.data.sampling import EpochSampler, balanced_order, stratified_split
@@ -75,21 +76,20 @@ class ImageDataModule(LightningDataModule, ABC):
         augment: bool = False,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or num_workers < 0:
-            raise ValueError(
-                f"batch_size must be at least 1 and num_workers at least 0, not {batch_size}, {num_workers}."
-            )
-        if not 0 <= validation_fraction < 1:
-            raise ValueError(f"validation_fraction must be in [0, 1), not {validation_fraction}.")
-        if limit_test is not None and limit_test < 1:
-            raise ValueError(f"limit_test must be at least 1, not {limit_test}.")
+        batch_size = checks.count("batch_size", batch_size)
+        num_workers = checks.count("num_workers", num_workers, 0)
+        validation_fraction = checks.share("validation_fraction", validation_fraction)
+        seed = checks.seed("seed", seed)
+        if limit_test is not None:
+            limit_test = checks.count("limit_test", limit_test)
         if (mean is None) != (std is None):
             raise ValueError("mean and std belong together: give both or neither.")
         self.normalise = normalise
-        self.mean = tuple(mean) if mean is not None else self.default_mean
-        self.std = tuple(std) if std is not None else self.default_std
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std must be positive, not {self.std}.")
+        self.mean = _numbers("mean", mean) if mean is not None else self.default_mean
+        self.std = _numbers("std", std) if std is not None else self.default_std
+        if self.std is not None:
+            for value in self.std:
+                checks.positive("each std", value)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.validation_fraction = validation_fraction
@@ -174,9 +174,10 @@ class ImageDataModule(LightningDataModule, ABC):
         ValueError
             If ``images`` or ``batch_size`` is less than 1.
         """
-        for option, value in (("images", images), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise ValueError(f"calibration needs at least 1 for {option}, not {value}.")
+        if images is not None:
+            images = checks.count("images", images)
+        if batch_size is not None:
+            batch_size = checks.count("batch_size", batch_size)
         indices = self._training_indices()
         if images is not None and images > len(indices):
             logger.warning("%s has %d training pictures; %d were asked for.", self.name, len(indices), images)
@@ -241,3 +242,10 @@ class ImageDataModule(LightningDataModule, ABC):
         for option, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, shape[0]):
                 raise ValueError(f"{option} has {len(values)} values, but {self.name} has {shape[0]} channels.")
+
+
+def _numbers(name: str, given: Sequence[float]) -> tuple[float, ...]:
+    """Return one number for each channel, or one for all."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ValueError(f"{name} must be a list of numbers, one for each channel or one for all, not {given!r}.")
+    return tuple(checks.number(f"each {name}", value) for value in given)

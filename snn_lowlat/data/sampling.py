@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import Dataset, DistributedSampler
 
+from snn_lowlat import checks
+
 __all__ = ["EpochSampler", "balanced_order", "stratified_split"]
 
 
@@ -87,8 +89,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     ValueError
         If the fraction is not in ``[0, 1)``.
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"the fraction to hold out must be in [0, 1), not {fraction}.")
+    fraction = checks.share("the fraction to hold out", fraction)
     generator = torch.Generator().manual_seed(seed)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in sorted(set(labels.tolist())):

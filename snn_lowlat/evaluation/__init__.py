@@ -10,7 +10,7 @@ from snn_lowlat.evaluation.operations import LayerOperations, Operations, ann_op
 from snn_lowlat.evaluation.plots import plot_reports
 from snn_lowlat.evaluation.rendering import FORMATS, write_report
 from snn_lowlat.evaluation.report import COLUMNS, Report, table, write_csv, write_json
-from snn_lowlat.evaluation.sweep import FiringRates, evaluate, labels_of
+from snn_lowlat.evaluation.sweep import FiringRates, compare, evaluate, labels_of
 
 __all__ = [
     "COLUMNS",
@@ -30,6 +30,7 @@ __all__ = [
     "SiteErrors",
     "analyse",
     "ann_operations",
+    "compare",
     "cost_model",
     "diagnose",
     "evaluate",

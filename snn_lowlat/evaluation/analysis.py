@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_lowlat import checks
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.devices import device_of
-from snn_lowlat.encoding import input_events
+from snn_lowlat.encoding import input_events, make_encoder
 from snn_lowlat.evaluation.diagnosis import Diagnosis, ErrorCounter
 from snn_lowlat.evaluation.energy import COST_MODELS, Cost, CostModel
 from snn_lowlat.evaluation.operations import EventCounter, Operations, ann_operations
@@ -39,23 +40,36 @@ class Example:
         The spikes of some neurons of the first and of the last layer, evenly chosen: a text for each neuron, a ``1`` or
         ``0`` for each step.
     outputs : tuple of tuple of float
-        The readout of each class after each step.
+        The readout of each class after each step, or of some of the values where they are no classes.
+    classes : bool
+        Whether they are classes, and all of them.
     """
 
     inputs: tuple[tuple[float, ...], ...]
     rasters: Mapping[str, tuple[str, ...]]
     outputs: tuple[tuple[float, ...], ...]
+    classes: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
         rasters = {name: list(rows) for name, rows in self.rasters.items()}
-        return {"inputs": list(map(list, self.inputs)), "rasters": rasters, "outputs": list(map(list, self.outputs))}
+        return {
+            "inputs": list(map(list, self.inputs)),
+            "rasters": rasters,
+            "outputs": list(map(list, self.outputs)),
+            "classes": self.classes,
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Example:
         """Read back what :meth:`to_dict` returned."""
         rasters = {name: tuple(rows) for name, rows in values["rasters"].items()}
-        return cls(tuple(map(tuple, values["inputs"])), rasters, tuple(map(tuple, values["outputs"])))
+        return cls(
+            tuple(map(tuple, values["inputs"])),
+            rasters,
+            tuple(map(tuple, values["outputs"])),
+            values.get("classes", True),
+        )
 
 
 @dataclass(frozen=True)
@@ -126,6 +140,12 @@ def analyse(
         If there are no images, a step is listed that the network does not simulate, or the networks have different
         layers.
     """
+    snn = checks.spiking_model("snn", snn)
+    loader = checks.batches("loader", loader)
+    if ann is not None:
+        ann = checks.network("ann", ann, rewritten=True)
+    if images is not None:
+        images = checks.count("images", images)
     graph, plan = snn.normal_form()
     steps, place = listed_steps(timesteps, snn.timesteps), device_of(snn)
     graph.to(place)
@@ -136,19 +156,23 @@ def analyse(
     seen = 0
     for batch in tracked(loader, "analysing", progress=progress):
         inputs = inputs_of(batch)[: None if images is None else images - seen].to(place)
+        if not len(inputs):
+            continue
+        checks.images("images", inputs, snn.provenance.input_shape)
         if ann is not None and errors is None:
-            errors = ErrorCounter(normalise(ann, inputs[:2]).to(place), plan)
+            errors = ErrorCounter(normalise(ann, inputs[:2]).to(place), graph, plan)
         for part in micro_batches(inputs, counter.timesteps, snn.micro_batch):
             seeing = _Watch(errors, keep=example is None)
             if errors is not None:
-                errors.expect(part)
+                errors.expect(part, make_encoder(snn.encoder)(part, counter.timesteps, snn.seed).mean(0))
             outputs = counter.run(part, snn.seed, seeing)
             example = example or seeing.example(snn, part, outputs)
         seen, shape = seen + len(inputs), inputs.shape[1:]
         if images is not None and seen >= images:
             break
     operations = counter.compute()
-    assert example is not None
+    if example is None:
+        raise ValueError("there are no images to analyse: the loader gave none.")
     diagnosis: Diagnosis | None = None
     if errors is not None:
         diagnosis = errors.compute(snn.strategy, snn.provenance.options, snn.provenance.refinements)
@@ -179,9 +203,12 @@ class _Watch:
         steps = len(outputs)
         sent = input_events(snn.encoder, images[:1], steps, snn.seed)
         inputs = _some((images[:1] if sent is None else sent[:, 0]).float())
-        readout = outputs[:, 0].float().cumsum(0) / torch.arange(1, steps + 1, device=outputs.device)[:, None]
+        values = outputs[:, 0].reshape(steps, -1).double()
+        readout = values.cumsum(0) / torch.arange(1, steps + 1, device=outputs.device)[:, None]
+        classes = values.shape[1] > 1 and values.shape[1] in outputs.shape[2:]
+        shown = readout.T if classes else _some(readout)
         ends = dict.fromkeys(list(self._rasters)[:1] + list(self._rasters)[-1:])
-        return Example(_rows(inputs), {name: self._rasters[name] for name in ends}, _rows(readout.flatten(1).T))
+        return Example(_rows(inputs), {name: self._rasters[name] for name in ends}, _rows(shown), classes)
 
 
 def _some(steps: Tensor) -> Tensor:

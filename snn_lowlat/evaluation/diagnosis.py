@@ -2,16 +2,20 @@ r"""Where a converted network loses accuracy: the errors of each layer, by what 
 
 For one layer, with the original network's activation :math:`a` and the spiking layer's mean output :math:`\phi` over
 the window, the difference is split without a remainder. With the layer's activation function :math:`f`, the mean
-:math:`\bar z` of the currents that arrive in the spiking network, the amplitude :math:`A` and the output :math:`q` that
-neurons would have if the same mean arrived as a constant current:
+:math:`\bar z` of the currents that arrive in the spiking network, the mean :math:`\hat z` that would arrive if
+max-pools read the means of what they read, the amplitude :math:`A` and the output :math:`q` that neurons would have if
+the same mean arrived as a constant current:
 
 .. math::
-    \phi - a = \underbrace{f(\bar z) - a}_{\text{inherited}}
+    \phi - a = \underbrace{f(\hat z) - a}_{\text{inherited}}
+    + \underbrace{f(\bar z) - f(\hat z)}_{\text{pooling}}
     + \underbrace{\min(f(\bar z), A) - f(\bar z)}_{\text{clipping}}
     + \underbrace{q(\bar z) - \min(f(\bar z), A)}_{\text{quantisation}}
     + \underbrace{\phi - q(\bar z)}_{\text{unevenness}}
 
 - *inherited*: the layers before have sent something else than the original's.
+- *pooling*: max-pools of each step's currents overestimate; those of running sums do not, see
+  :mod:`snn_lowlat.neurons.max_pool`.
 - *clipping*: a neuron can send no more than its amplitude in each step.
 - *quantisation*: the mean output has as many levels as there are steps.
 - *unevenness*: currents vary from step to step, and neurons fire too early or too late. What leaks from leaky neurons
@@ -31,12 +35,12 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from snn_lowlat.graph import Site, find_sites
-from snn_lowlat.neurons import MARGIN, NEURONS, per_channel
+from snn_lowlat.neurons import MARGIN, MAX_POOLS, NEURONS, per_channel
 from snn_lowlat.plan import Plan, SitePlan
 
 __all__ = ["ERRORS", "Advice", "Diagnosis", "ErrorCounter", "SiteErrors", "diagnose", "remedies"]
 
-ERRORS = ("inherited", "clipping", "quantisation", "unevenness")
+ERRORS = ("inherited", "pooling", "clipping", "quantisation", "unevenness")
 """What a layer's error is made of; all but the first are its own."""
 
 
@@ -145,7 +149,12 @@ class Diagnosis:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Diagnosis:
         """Read back what :meth:`to_dict` returned."""
-        sites = tuple(SiteErrors(**{**site, "firing_rates": tuple(site["firing_rates"])}) for site in values["sites"])
+        no_errors = dict.fromkeys(ERRORS, 0.0)
+        sites = tuple(
+            # Reports of older versions have no pooling error.
+            SiteErrors(**{**site, "firing_rates": tuple(site["firing_rates"]), "parts": no_errors | site["parts"]})
+            for site in values["sites"]
+        )
         found = values["advice"]
         advice = Advice(found["site"], found["error"], found["size"], tuple(found["options"]))
         return cls(sites, values["timesteps"], values["images"], advice)
@@ -158,23 +167,37 @@ class ErrorCounter:
     ----------
     graph : GraphModule
         The original network in normal form.
+    spiking : GraphModule
+        The spiking network in normal form, with its own weights.
     plan : mapping of str to SitePlan
         What each site became.
     """
 
-    def __init__(self, graph: fx.GraphModule, plan: Plan) -> None:
+    def __init__(self, graph: fx.GraphModule, spiking: fx.GraphModule, plan: Plan) -> None:
         sites = find_sites(graph)
         if sites.keys() != plan.keys():
             raise ValueError("the original network has other layers than the spiking one: give the one it came from.")
         self._plan = plan
         self._activations = _Activations(graph, sites.values())
+        has_pools = any(isinstance(module, MAX_POOLS) for module in spiking.modules())
+        self._means = _Means(spiking) if has_pools else None
         self._sums: dict[str, _Sums] = {}
         self._timesteps = 0
         self._images = 0
 
-    def expect(self, images: Tensor) -> None:
-        """Compute what the original network's activations are for a few images ``[N, ...]``."""
+    def expect(self, images: Tensor, inputs: Tensor) -> None:
+        """Compute what the original network's activations are for a few images.
+
+        Parameters
+        ----------
+        images : Tensor
+            ``[N, ...]``.
+        inputs : Tensor
+            The mean of the currents as which they enter the spiking network, ``[N, ...]``.
+        """
         self._activations.run(images)
+        if self._means is not None:
+            self._means.start(inputs)
         self._images += len(images)
 
     def observe(self, name: str, currents: Tensor, spikes: Tensor) -> None:
@@ -184,10 +207,16 @@ class ErrorCounter:
         amplitude = per_channel(plan.amplitude, mean)
         expected = self._activations.found.pop(name)
         response = self._activations.response(name, mean)
+        steady = response if self._means is None else self._activations.response(name, self._means.current(name))
         clipped = response.minimum(amplitude)
         quantised = _constant_response(mean, self._timesteps, plan) * amplitude
         output = spikes.mean(0) * amplitude
-        differences = (response - expected, clipped - response, quantised - clipped, output - quantised)
+        if self._means is not None:
+            self._means.send(name, output)
+        differences = (
+            *(steady - expected, response - steady),
+            *(clipped - response, quantised - clipped, output - quantised),
+        )
         sums = self._sums.setdefault(name, _Sums(mean))
         sums.add(expected, output, differences, spikes)
 
@@ -260,6 +289,35 @@ class _Activations(fx.Interpreter):
             args = map_arg(node.args, lambda n: values[n] if n in values else self.fetch_attr(str(n.target)))
             values[node] = getattr(self, node.op)(node.target, args, {})
         return values[site.output]  # type: ignore[no-any-return]
+
+
+class _Means:
+    """Follows the means over the window through a spiking network whose max-pools read means."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self._interpreter = fx.Interpreter(graph, garbage_collect_values=False)
+        self._sites = find_sites(graph)
+        self._waiting: list[fx.Node] = []
+        self._nodes = list(graph.graph.nodes)
+
+    def start(self, inputs: Tensor) -> None:
+        """Begin with the mean of the input currents, ``[N, ...]``."""
+        self._values: dict[fx.Node, Any] = {node: inputs for node in self._nodes if node.op == "placeholder"}
+        self._waiting = [node for node in self._nodes if node not in self._values]
+
+    def current(self, name: str) -> Tensor:
+        """Return a site's mean current, ``[N, C, ...]``; what all sites before it send must be known."""
+        site = self._sites[name]
+        while site.current not in self._values:
+            node = self._waiting.pop(0)
+            if node not in self._values:
+                args, kwargs = map_arg((node.args, node.kwargs), self._values.__getitem__)
+                self._values[node] = getattr(self._interpreter, node.op)(node.target, args, kwargs)
+        return self._values[site.current]  # type: ignore[no-any-return]
+
+    def send(self, name: str, output: Tensor) -> None:
+        """Take the mean of what a site's neurons send, ``[N, C, ...]``."""
+        self._values[self._sites[name].node] = output
 
 
 def _constant_response(mean: Tensor, timesteps: int, plan: SitePlan) -> Tensor:
@@ -344,7 +402,9 @@ def remedies(
         if option in options and options[option] != value:
             found.append(f"strategy.{option}={value}")
 
-    if error == "clipping":
+    if error == "pooling":
+        found.append("max_pool=cumulative")
+    elif error == "clipping":
         offer("threshold", "max")
         offer("ceiling", "max")
         offer("threshold_scale", round(1.25 * float(options.get("threshold_scale", 1.0)), 3))
@@ -358,6 +418,6 @@ def remedies(
         offer("threshold_scale", 0.85)
         if strategy != "value_range":
             found.append("strategy=value_range")
-    if error != "clipping" and "bias_correction" not in {str(step["name"]) for step in refinements}:
+    if error not in ("pooling", "clipping") and "bias_correction" not in {str(step["name"]) for step in refinements}:
         found.append("refinements=[bias_correction]")
     return tuple(found)

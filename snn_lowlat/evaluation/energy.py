@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from snn_lowlat.errors import unknown_name
+from snn_lowlat import checks
 from snn_lowlat.evaluation.operations import LayerOperations, Operations
 
 __all__ = ["COST_MODELS", "Cost", "CostModel", "Energy", "MemoryHierarchy", "PriceList", "cost_model"]
@@ -270,6 +270,4 @@ COST_MODELS: dict[str, CostModel] = {
 
 def cost_model(name: str) -> CostModel:
     """Return a cost model by its name; ``ValueError`` names those there are."""
-    if name not in COST_MODELS:
-        raise unknown_name("cost model", name, COST_MODELS)
-    return COST_MODELS[name]
+    return COST_MODELS[checks.one_of("cost model", name, COST_MODELS)]

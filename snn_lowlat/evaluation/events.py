@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from snn_lowlat import checks
 from snn_lowlat.encoding import input_events
 from snn_lowlat.files import whole_file
 from snn_lowlat.graph import current_shapes, find_sites
@@ -106,6 +107,7 @@ class EventRecorder:
     """
 
     def __init__(self, snn: SpikingModel) -> None:
+        snn = checks.spiking_model("snn", snn)
         graph, plan = snn.normal_form()
         self._snn, self._plan = snn, plan
         starts = window_starts(graph, plan, snn.timesteps)
@@ -171,8 +173,8 @@ def plot_events(events: Events, path: str | Path, image: int = 0, neurons: int =
     ValueError
         If there is no such image, or the format is not one that matplotlib writes.
     """
-    if not 0 <= image < events.images:
-        raise ValueError(f"there is no image {image}: events of {events.images} images were recorded.")
+    image = checks.count("image", image, 0, events.images - 1)
+    neurons = checks.count("neurons", neurons)
     shares = [min(size, neurons) for size in events.sizes]
     figure = Figure(figsize=(7.0, 1.0 + 0.9 * len(shares)), layout="constrained")
     panels = figure.subplots(len(shares), 1, sharex=True, squeeze=False)[:, 0]

@@ -35,8 +35,8 @@ __all__ = [
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _STYLES = ("-", "--", "-.", ":")
-_HATCHES = ("", "///", "...", "xxx")
-_ERROR_COLOURS = ("#BBBBBB", "#D55E00", "#0072B2", "#E69F00")
+_HATCHES = ("", "\\\\\\", "///", "...", "xxx")
+_ERROR_COLOURS = ("#BBBBBB", "#009E73", "#D55E00", "#0072B2", "#E69F00")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Series:
     name : str
         Its label.
     points : tuple of (int, int, float, Cost or None)
-        Steps, latency, accuracy and cost.
+        Steps, latency, accuracy in per cent (or error in decibels, :attr:`Report.quality`), and cost.
     ann_accuracy : float or None
         The ANN's accuracy.
     """
@@ -61,7 +61,7 @@ class Series:
         """Return the first steps listed, and their latency, that come so near to the ANN; None if there are none."""
         if self.ann_accuracy is None:
             return None
-        enough = near(self.ann_accuracy, points)
+        enough = 100 * near(self.ann_accuracy, points)
         return next(((point[0], point[1]) for point in self.points if point[2] >= enough), None)
 
 
@@ -80,10 +80,10 @@ def series(reports: Sequence[Report]) -> list[Series]:
     for name, group in groups.items():
         if len({report.timesteps for report in group}) > 1:
             group = sorted(group, key=lambda report: report.timesteps)
-            points = [(r.timesteps, r.latency_steps, r.accuracy, r.costs.get(r.timesteps)) for r in group]
+            points = [(r.timesteps, r.latency_steps, r.quality[r.timesteps], r.costs.get(r.timesteps)) for r in group]
         else:
             only = group[0]
-            points = [(t, only.latencies[t], accuracy, only.costs.get(t)) for t, accuracy in only.accuracies.items()]
+            points = [(t, only.latencies[t], quality, only.costs.get(t)) for t, quality in only.quality.items()]
         found.append(Series(name, tuple(points), group[0].ann_accuracy))
     return found
 
@@ -98,7 +98,8 @@ def series_names(reports: Sequence[Report]) -> list[str]:
     """
     keys = []
     for report in reports:
-        measured = {"accuracies": {1: 0.0}, "latencies": {1: 1}, "firing_rates": {}, "costs": {}}
+        curve = {"accuracies": {1: 0.0}} if report.accuracies else {"errors": {1: 0.0}}
+        measured = {**curve, "latencies": {1: 1}, "firing_rates": {}, "costs": {}}
         unknown = dict.fromkeys(("ann_accuracy", "ann_cost", "operations", "diagnosis", "example"))
         keys.append(repr(replace(report, **measured, **unknown)))  # type: ignore[arg-type]
     distinct = dict(zip(keys, reports, strict=True))
@@ -107,7 +108,7 @@ def series_names(reports: Sequence[Report]) -> list[str]:
 
 
 def accuracy_figure(reports: Sequence[Report]) -> Figure:
-    """Draw accuracy in per cent against time steps, a line for each series beside the ANN's.
+    """Draw accuracy in per cent, or errors in decibels, against time steps: a line for each series beside the ANN's.
 
     Parameters
     ----------
@@ -123,7 +124,7 @@ def accuracy_figure(reports: Sequence[Report]) -> Figure:
             name += f" (latency {latency} steps at T = {steps})"
         axes.plot(
             [point[0] for point in line.points],
-            [100 * point[2] for point in line.points],
+            [point[2] for point in line.points],
             **line_look(index),
             label=name,
         )
@@ -133,8 +134,7 @@ def accuracy_figure(reports: Sequence[Report]) -> Figure:
             100 * accuracy, color="black", linestyle="--", linewidth=1.2, label=f"ANN ({100 * accuracy:.2f} %)"
         )
     axes.set_xlabel("time steps T")
-    axes.set_ylabel("accuracy (%)")
-    axes.set_ylim(top=min(axes.get_ylim()[1], 102))
+    _label_quality(axes, reports)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_title(_title(reports), fontsize="medium")
     plain_axes(axes)
@@ -172,9 +172,7 @@ def energy_figure(reports: Sequence[Report], models: Sequence[str]) -> Figure | 
 def _draw_energies(axes: Any, reports: Sequence[Report], model: str) -> None:
     every: list[tuple[float, float]] = []
     for index, line in enumerate(series(reports)):
-        points = [
-            (cost.energies[model] / 1e6, 100 * accuracy, steps) for steps, _, accuracy, cost in line.points if cost
-        ]
+        points = [(cost.energies[model] / 1e6, quality, steps) for steps, _, quality, cost in line.points if cost]
         if not points:
             continue
         energies, accuracies, steps = zip(*points, strict=True)
@@ -206,8 +204,7 @@ def _draw_energies(axes: Any, reports: Sequence[Report], model: str) -> None:
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("energy of one image (µJ)")
-    axes.set_ylabel("accuracy (%)")
-    axes.set_ylim(top=min(axes.get_ylim()[1], 102))
+    _label_quality(axes, reports)
     axes.set_title(f"cost model {model}; numbers: T", fontsize="small")
     plain_axes(axes)
 
@@ -223,14 +220,14 @@ def latency_figure(reports: Sequence[Report]) -> Figure:
     figure = Figure(figsize=(6.0, 4.3), layout="constrained")
     axes = figure.subplots()
     for index, line in enumerate(series(reports)):
-        _, latencies, accuracies, _ = zip(*line.points, strict=True)
-        axes.plot(latencies, [100 * accuracy for accuracy in accuracies], **line_look(index), label=line.name)
+        _, latencies, qualities, _ = zip(*line.points, strict=True)
+        axes.plot(latencies, qualities, **line_look(index), label=line.name)
     for accuracy in dict.fromkeys(report.ann_accuracy for report in reports if report.ann_accuracy is not None):
         axes.axhline(
             100 * accuracy, color="black", linestyle="--", linewidth=1.2, label=f"ANN ({100 * accuracy:.2f} %)"
         )
     axes.set_xlabel("latency (steps)")
-    axes.set_ylabel("accuracy (%)")
+    _label_quality(axes, reports)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set_title(_title(reports), fontsize="medium")
@@ -262,6 +259,8 @@ def error_figure(diagnosis: Diagnosis) -> Figure:
     places, left = np.arange(len(names)), np.zeros(len(names))
     for index, error in enumerate(ERRORS):
         sizes = np.array([100 * site.parts[error] for site in diagnosis.sites])
+        if not sizes.any():  # as of pooling in networks without max-pools
+            continue
         axes.barh(
             places, sizes, left=left, height=0.72, color=_ERROR_COLOURS[index], hatch=_HATCHES[index],
             edgecolor="white", linewidth=0.4, label=error,
@@ -341,9 +340,9 @@ def raster_figure(report: Report) -> Figure | None:
         axes.set_xlim(0.5, steps + 0.5)
         axes.set_ylim(len(rows) + 0.5, 0.5)
     outputs = np.array(example.outputs)
-    best = int(outputs[:, -1].argmax())
+    best = int(outputs[:, -1].argmax()) if example.classes else None
     for index, values in enumerate(outputs):
-        right = index == best
+        right = index == best or len(outputs) == 1
         panels[-1].plot(
             range(1, steps + 1),
             values,
@@ -351,7 +350,8 @@ def raster_figure(report: Report) -> Figure | None:
             linewidth=1.8 if right else 0.8,
             zorder=3 if right else 2,
         )
-    panels[-1].set_title(f"readout of each class; bold: class {best}", fontsize="small")
+    readout = "readout, some values" if best is None else f"readout of each class; bold: class {best}"
+    panels[-1].set_title("readout" if len(outputs) == 1 else readout, fontsize="small")
     panels[-1].set_ylabel("mean output")
     for axes in panels:
         axes.set_xlabel("step")
@@ -386,6 +386,12 @@ def plain_axes(axes: Any) -> None:
     axes.grid(color="0.88", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _label_quality(axes: Any, reports: Sequence[Report]) -> None:
+    axes.set_ylabel(reports[0].quality_name)
+    if reports[0].accuracies:
+        axes.set_ylim(top=min(axes.get_ylim()[1], 102))
 
 
 def _title(reports: Sequence[Report]) -> str:

@@ -14,7 +14,9 @@ Every event of a neuron is one transmission to whatever it is connected with. Wh
   reads the image itself (direct input), in every step if it reads what other layers have added up, as behind a
   convolution without neurons of its own, or a batch norm that follows no layer it could be folded into.
 - A neuron compares once and adds its constant current (bias, direct input) once in each step, and subtracts its
-  threshold at each spike. Max-pools compare currents in each step.
+  threshold at each spike.
+- Max-pools compare in each step. What they compare are running sums: one addition for each current that reaches them
+  and one for each of their outputs, and both are kept from step to step.
 - Memory: each synaptic operation, MAC and bias reads one parameter; each update of a neuron reads and writes its state.
 
 Why SpikingJelly's ``op_counter`` (2.0.0) is not used: its counters find out at each operator whether the input is
@@ -37,13 +39,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from snn_lowlat import checks
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.devices import device_of
 from snn_lowlat.encoding import input_events, make_encoder
 from snn_lowlat.evaluation.steps import listed_steps
-from snn_lowlat.graph import BATCH_NORMS, MAX_POOLS, find_sites
+from snn_lowlat.graph import BATCH_NORMS, find_sites
 from snn_lowlat.model import SpikingModel
-from snn_lowlat.neurons import NEURONS
+from snn_lowlat.neurons import MAX_POOLS, NEURONS, is_cumulative
 from snn_lowlat.plan import Plan
 from snn_lowlat.progress import tracked
 from snn_lowlat.simulation import Simulator, is_counted, micro_batches, simulate, transmissions
@@ -223,11 +226,18 @@ def measure_operations(
     ValueError
         If there are no images, or a step is listed that the network does not simulate.
     """
+    snn = checks.spiking_model("snn", snn)
+    loader = checks.batches("loader", loader)
+    if images is not None:
+        images = checks.count("images", images)
     graph, plan = snn.normal_form()
     counter = EventCounter(graph, plan, snn.encoder, listed_steps(timesteps, snn.timesteps))
     seen, place = 0, device_of(snn)
     for batch in tracked(loader, "counting operations", progress=progress):
         inputs = inputs_of(batch)[: None if images is None else images - seen].to(place)
+        if not len(inputs):
+            continue
+        checks.images("images", inputs, snn.provenance.input_shape)
         for part in micro_batches(inputs, counter.timesteps, snn.micro_batch):
             counter.run(part, snn.seed)
         seen += len(inputs)
@@ -522,10 +532,12 @@ class _Structure(fx.Interpreter):
         compared = _spread(patterns, torch.ones_like(varies)) - 1
         each_step, once = float((compared * real).sum()), float((compared * (1 - real)).sum())
         result = _value(real=real, constant=constant)
+        changes = {"comparisons": each_step}
+        if self._spiking and is_cumulative(module):
+            number = float((value[_REAL] > 0).sum() + real.sum())
+            changes |= {"additions": number, "state_accesses": 2 * number}
         events = {"additions": value[_EVENTS].sum()}
-        self._record(
-            name, "pool", value, result, once={"comparisons": once}, each_step={"comparisons": each_step}, events=events
-        )
+        self._record(name, "pool", value, result, once={"comparisons": once}, each_step=changes, events=events)
         return result
 
     def _added_up(self, name: str, value: Tensor, add_up: Callable[[Tensor], Tensor]) -> Tensor:

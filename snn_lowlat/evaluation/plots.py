@@ -1,4 +1,4 @@
-"""Accuracy against time as a picture."""
+"""Accuracy, or the error of other outputs, against time as a picture."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from snn_lowlat.evaluation.figures import accuracy_figure
-from snn_lowlat.evaluation.report import Report
+from snn_lowlat.evaluation.report import Report, check_comparable
 from snn_lowlat.files import whole_file
 
 __all__ = ["plot_reports"]
 
 
 def plot_reports(reports: Sequence[Report], path: str | Path) -> None:
-    """Draw accuracy in per cent against time steps, a line for each report beside the ANN's.
+    """Draw accuracy in per cent, or errors in decibels, against time steps: a line for each report beside the ANN's.
 
     Reports that differ in their number of steps alone become one line, with a point for each.
 
@@ -27,10 +27,9 @@ def plot_reports(reports: Sequence[Report], path: str | Path) -> None:
     Raises
     ------
     ValueError
-        If there is no report, or the format is not one that matplotlib writes.
+        If there is no report, some are about classes and others not, or the format is not one that matplotlib writes.
     """
-    if not reports:
-        raise ValueError("there is no report to draw.")
+    check_comparable(reports)
     figure = accuracy_figure(reports)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=200, format=Path(path).suffix.lstrip(".").lower() or "png")

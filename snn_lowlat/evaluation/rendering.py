@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from snn_lowlat.errors import unknown_name
+from snn_lowlat import checks
 from snn_lowlat.evaluation.diagnosis import Diagnosis
 from snn_lowlat.evaluation.energy import COST_MODELS, Cost, cost_model
 from snn_lowlat.evaluation.figures import (
@@ -27,7 +27,7 @@ from snn_lowlat.evaluation.figures import (
     series_names,
 )
 from snn_lowlat.evaluation.operations import Operations
-from snn_lowlat.evaluation.report import Report
+from snn_lowlat.evaluation.report import Report, check_comparable
 from snn_lowlat.files import whole_file
 
 __all__ = ["FORMATS", "Rows", "microjoules", "write_report"]
@@ -93,13 +93,14 @@ def write_report(
     Raises
     ------
     ValueError
-        If there is no report, the ending is another one, or a cost model does not exist.
+        If there is no report, some are about classes and others not, the ending is another one, or there is no such
+        cost model.
     """
     path = Path(path)
     if not reports:
         raise ValueError("there is no report to write.")
-    if path.suffix not in _TEMPLATES:
-        raise unknown_name("ending of a report", path.suffix, _TEMPLATES)
+    check_comparable(reports)
+    checks.one_of("ending of a report", path.suffix, _TEMPLATES)
     for model in models:
         cost_model(model)
     template, picture, table = _TEMPLATES[path.suffix]
@@ -148,9 +149,10 @@ def _content(
     return {
         "title": title or f"Report: {reports[0].experiment or reports[0].strategy}",
         "subtitle": _subtitle(reports),
-        "accuracy": _accuracy_rows(reports, names),
-        "steps": _steps_rows(reports),
-        "accuracy_figure": picture(accuracy_figure(reports), "accuracy"),
+        "quality": _quality_rows(reports, names),
+        "quality_name": reports[0].quality_name.split(" (")[0],
+        "steps": _steps_rows(reports) if reports[0].accuracies else None,
+        "quality_figure": picture(accuracy_figure(reports), "accuracy" if reports[0].accuracies else "errors"),
         "failures": Rows(("run", "error"), tuple(failures), texts=2) if failures else None,
         "operations": _operation_rows(reports, names) if measured else None,
         "energy": _energy_rows(reports, names, models) if measured and models else None,
@@ -173,18 +175,24 @@ def _subtitle(reports: Sequence[Report]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in first.versions.items() if name != "python")
     networks = dict.fromkeys(f"{report.model or 'network'} on {report.dataset or 'data'}" for report in reports)
     images = " / ".join(f"{number:,}" for number in sorted({report.images for report in reports}))
-    return f"{', '.join(networks)}; accuracies on {images} test images. {versions}, Python {platform.python_version()}."
+    measured = "accuracies" if first.accuracies else "errors against the ANN's outputs"
+    return f"{', '.join(networks)}; {measured} on {images} test images. {versions}, Python {platform.python_version()}."
 
 
-def _accuracy_rows(reports: Sequence[Report], names: Sequence[str]) -> Rows:
+def _quality_rows(reports: Sequence[Report], names: Sequence[str]) -> Rows:
     rows = []
     for report, name in zip(reports, names, strict=True):
-        ann = report.ann_accuracy
         latencies = (report.timesteps, report.latency_steps, report.pipelined_latency(report.timesteps))
+        cells = (name, *map(str, latencies), f"{report.quality[report.timesteps]:.2f}")
+        if not report.accuracies:
+            rows.append((*cells, f"{100 * report.errors[report.timesteps]:.2f}"))
+            continue
+        ann = report.ann_accuracy
         known = ("-", "-") if ann is None else (_percent(ann), f"{100 * (report.accuracy - ann):+.2f}")
-        rows.append((name, *map(str, latencies), _percent(report.accuracy), *known))
-    header = ("conversion", "T", "latency (steps)", "latency, pipelined (steps)", "accuracy (%)", "ANN (%)")
-    return Rows((*header, "difference (points)"), tuple(rows))
+        rows.append((*cells, *known))
+    header = ("conversion", "T", "latency (steps)", "latency, pipelined (steps)", reports[0].quality_name)
+    compared = ("ANN (%)", "difference (points)") if reports[0].accuracies else ("relative error (%)",)
+    return Rows((*header, *compared), tuple(rows))
 
 
 def _steps_rows(reports: Sequence[Report]) -> Rows:
@@ -233,18 +241,20 @@ def _operation_rows(reports: Sequence[Report], names: Sequence[str]) -> Rows:
 
 def _energy_rows(reports: Sequence[Report], names: Sequence[str], models: Sequence[str]) -> Rows:
     rows = []
-    known = next((report.ann_accuracy for report in reports if report.ann_accuracy is not None), None)
+    known = next((100 * report.ann_accuracy for report in reports if report.ann_accuracy is not None), None)
     for name, report, steps, cost in _measured(reports, names):
         cells = [name, "-" if steps is None else str(steps)]
-        accuracy = known if report is None or steps is None else report.accuracies.get(steps)
-        cells.append("-" if accuracy is None else _percent(accuracy))
+        quality = known if report is None or steps is None else report.quality.get(steps)
+        cells.append("-" if quality is None else f"{quality:.2f}")
         for model in models:
             text = microjoules(cost.energies[model])
             if report is not None and report.ann_cost is not None:
                 text += f" ({100 * cost.energies[model] / report.ann_cost.energies[model]:.0f} %)"
             cells.append(text)
         rows.append(tuple(cells))
-    return Rows(("network", "T", "accuracy (%)", *(f"{model}, µJ (of the ANN's)" for model in models)), tuple(rows))
+    return Rows(
+        ("network", "T", reports[0].quality_name, *(f"{model}, µJ (of the ANN's)" for model in models)), tuple(rows)
+    )
 
 
 def _run(report: Report, name: str, number: int, picture: Callable[[Figure, str], str]) -> dict[str, Any]:

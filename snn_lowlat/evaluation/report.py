@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from io import StringIO
@@ -45,14 +46,15 @@ _COST_COLUMNS = ("spikes", "synaptic_operations", "macs", "additions", "comparis
 class Report:
     """A spiking network's accuracy against time, and where the numbers come from.
 
-    Accuracies are fractions in ``[0, 1]`` here and in files; tables and plots show per cent.
+    Accuracies are fractions in ``[0, 1]`` here and in files; tables and plots show per cent. Where outputs are no
+    classes, there are relative errors in their place, which tables and plots show in decibels.
 
     Parameters
     ----------
     strategy : str
         The conversion strategy's name.
     accuracies : mapping of int to float
-        Accuracy of the mean readout after each number of steps listed.
+        Accuracy of the mean readout after each number of steps listed; none where outputs are no classes.
     latencies : mapping of int to int
         For the same numbers of steps, the steps from the first input to the last output. They exceed the number of
         steps where neurons see a whole window before they fire.
@@ -91,6 +93,14 @@ class Report:
         The errors of each layer.
     example : Example or None
         What one image makes the network do.
+    errors : mapping of int to float
+        The norm of the difference between the mean readout and the original network's outputs, over the latter's norm,
+        after each number of steps listed; for outputs that are no classes, see :func:`~snn_lowlat.evaluation.compare`.
+
+    Raises
+    ------
+    ValueError
+        If there are neither accuracies nor errors, or both, or no latency for each.
     """
 
     strategy: str
@@ -116,11 +126,13 @@ class Report:
     operations: Operations | None = None
     diagnosis: Diagnosis | None = None
     example: Example | None = None
+    errors: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.accuracies or self.accuracies.keys() != self.latencies.keys():
-            raise ValueError("a report needs accuracies, and a latency for each.")
-        for name in ("accuracies", "latencies"):
+        measured = self.accuracies or self.errors
+        if not measured or (self.accuracies and self.errors) or measured.keys() != self.latencies.keys():
+            raise ValueError("a report needs accuracies, or else errors, and a latency for each.")
+        for name in ("accuracies", "errors", "latencies"):
             object.__setattr__(self, name, MappingProxyType(dict(sorted(getattr(self, name).items()))))
         for name in ("firing_rates", "strategy_options", "versions", "costs"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
@@ -128,12 +140,32 @@ class Report:
     @property
     def timesteps(self) -> int:
         """The largest number of steps listed."""
-        return max(self.accuracies)
+        return max(self.latencies)
 
     @property
     def accuracy(self) -> float:
-        """The accuracy after :attr:`timesteps` steps, in ``[0, 1]``."""
+        """The accuracy after :attr:`timesteps` steps, in ``[0, 1]``.
+
+        Raises
+        ------
+        ValueError
+            If the outputs are no classes.
+        """
+        if not self.accuracies:
+            raise ValueError("the network's outputs are no classes: there is no accuracy, but errors.")
         return self.accuracies[self.timesteps]
+
+    @property
+    def quality(self) -> dict[int, float]:
+        """What tables and plots show, the more the better: accuracies in per cent, or errors in decibels."""
+        if self.accuracies:
+            return {steps: 100 * accuracy for steps, accuracy in self.accuracies.items()}
+        return {steps: decibels(error) for steps, error in self.errors.items()}
+
+    @property
+    def quality_name(self) -> str:
+        """What :attr:`quality` is, with its unit."""
+        return "accuracy (%)" if self.accuracies else "signal to error (dB)"
 
     @property
     def latency_steps(self) -> int:
@@ -175,7 +207,7 @@ class Report:
                 "dataset": self.dataset,
                 "timesteps": timesteps,
                 "latency_steps": self.latencies[timesteps],
-                "accuracy": accuracy,
+                "accuracy": self.accuracies.get(timesteps),
                 "ann_accuracy": self.ann_accuracy,
                 "seed": self.seed,
                 "encoder": self.encoder,
@@ -183,9 +215,10 @@ class Report:
                 "images": self.images,
                 "computed": self.computed,
                 "pipelined_latency_steps": self.pipelined_latency(timesteps),
+                **({"relative_error": self.errors[timesteps]} if self.errors else {}),
                 **self._cost_columns(timesteps),
             }
-            for timesteps, accuracy in self.accuracies.items()
+            for timesteps in self.latencies
         ]
 
     def _cost_columns(self, timesteps: int) -> dict[str, Any]:
@@ -217,11 +250,16 @@ class Report:
             "latency_steps": self.latency_steps,
             "pipelined_latency_steps": self.pipelined_latency(self.timesteps),
             "depth": self.depth,
-            "accuracy": self.accuracy,
+            "accuracy": self.accuracies.get(self.timesteps),
             "ann_accuracy": self.ann_accuracy,
             "curve": [
-                {"timesteps": timesteps, "latency_steps": self.latencies[timesteps], "accuracy": accuracy}
-                for timesteps, accuracy in self.accuracies.items()
+                {
+                    "timesteps": timesteps,
+                    "latency_steps": latency,
+                    **({"relative_error": self.errors[timesteps]} if self.errors else {}),
+                    **({"accuracy": self.accuracies[timesteps]} if self.accuracies else {}),
+                }
+                for timesteps, latency in self.latencies.items()
             ],
             "steps_within": {f"{points} points": self.steps_within(points) for points in (1, 0.1)},
             "firing_rates": dict(self.firing_rates),
@@ -252,7 +290,8 @@ class Report:
         kinds: dict[str, Any] = {"operations": Operations, "diagnosis": Diagnosis, "example": Example}
         read: dict[str, Any] = {name: values[name] for name in names}
         read |= {name: kind.from_dict(values[name]) for name, kind in kinds.items() if name in values}
-        read["accuracies"] = {row["timesteps"]: row["accuracy"] for row in values["curve"]}
+        for name, key in (("accuracies", "accuracy"), ("errors", "relative_error")):
+            read[name] = {row["timesteps"]: row[key] for row in values["curve"] if key in row}
         read["latencies"] = {row["timesteps"]: row["latency_steps"] for row in values["curve"]}
         read["refinements"] = tuple(values.get("refinements", ()))
         costs = [dict(row) for row in values.get("costs", ())]
@@ -295,6 +334,19 @@ def near(accuracy: float, points: float) -> float:
     return accuracy - points / 100 - 1e-9
 
 
+def decibels(error: float) -> float:
+    """Return how far the signal is above a relative error, in decibels, or 120 where that would be more."""
+    return min(120.0, -20 * math.log10(max(error, 1e-300)))
+
+
+def check_comparable(reports: Sequence[Report]) -> None:
+    """Check that there are reports, and that all of them are about the same quality; ``ValueError`` says otherwise."""
+    if not reports:
+        raise ValueError("there is no report.")
+    if len({report.quality_name for report in reports}) > 1:
+        raise ValueError("some of the reports are about classes, others about other outputs: they can't be compared.")
+
+
 def labels(reports: Sequence[Report]) -> list[str]:
     """Return a name for each report: its strategy, and whatever else tells it from the others."""
     chains = [[str(step["name"]) for step in report.refinements] for report in reports]
@@ -316,7 +368,9 @@ def labels(reports: Sequence[Report]) -> list[str]:
 
 
 def table(reports: Sequence[Report]) -> Table:
-    """Return one table of several reports for rich to print: accuracies in per cent, a row for each number of steps.
+    """Return one table of several reports for rich to print, a row for each number of steps.
+
+    Accuracies are in per cent, errors in decibels.
 
     Parameters
     ----------
@@ -326,15 +380,16 @@ def table(reports: Sequence[Report]) -> Table:
     Raises
     ------
     ValueError
-        If there is none.
+        If there is none, or some are about classes and others not.
     """
-    _need(reports)
+    check_comparable(reports)
     first = reports[0]
     ann = {report.ann_accuracy for report in reports if report.ann_accuracy is not None}
     what = [f"{name} on {data}" for name, data in {(r.model or "network", r.dataset or "data") for r in reports}]
-    title = f"Accuracy in %: {'; '.join(sorted(what))}, {first.images:,} images"
+    quality = "Accuracy in %" if first.accuracies else "Signal to error in dB"
+    title = f"{quality}: {'; '.join(sorted(what))}, {first.images:,} images"
     if len(ann) == 1:
-        title += f", ANN {_percent(ann.pop())}"
+        title += f", ANN {100 * ann.pop():.2f}"
     # A table narrower than its title would break it.
     result = Table(title=title, min_width=min(len(title) + 2, 78))
     result.add_column("timesteps", justify="right")
@@ -345,12 +400,12 @@ def table(reports: Sequence[Report]) -> Table:
         result.add_column(name, justify="right")
         if not same_latency:
             result.add_column("latency_steps", justify="right")
-    for steps in sorted({steps for report in reports for steps in report.accuracies}):
+    for steps in sorted({steps for report in reports for steps in report.latencies}):
         cells = [str(steps)]
         if same_latency:
             cells.append(str(first.latencies[steps]))
         for report in reports:
-            cells.append(_percent(report.accuracies.get(steps)))
+            cells.append(f"{report.quality[steps]:.2f}" if steps in report.latencies else "")
             if not same_latency:
                 cells.append(str(report.latencies.get(steps, "")))
         result.add_row(*cells)
@@ -370,9 +425,9 @@ def write_csv(reports: Sequence[Report], path: str | Path) -> None:
     Raises
     ------
     ValueError
-        If there is no report.
+        If there is no report, or some are about classes and others not.
     """
-    _need(reports)
+    check_comparable(reports)
     rows = [row for report in reports for row in report.rows()]
     text = StringIO()
     columns = dict.fromkeys(name for row in rows for name in row)
@@ -397,25 +452,16 @@ def write_json(reports: Sequence[Report], path: str | Path) -> None:
     Raises
     ------
     ValueError
-        If there is no report.
+        If there is no report, or some are about classes and others not.
     """
-    _need(reports)
+    check_comparable(reports)
     content = {**reports[0].to_dict(), "reports": [report.to_dict() for report in reports]}
     _write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def _need(reports: Sequence[Report]) -> None:
-    if not reports:
-        raise ValueError("there is no report.")
 
 
 def _write_text(path: str | Path, text: str) -> None:
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2f}"
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from snn_lowlat import checks
 
 __all__ = ["listed_steps"]
 
@@ -20,12 +22,17 @@ def listed_steps(timesteps: int | Sequence[int] | None, available: int) -> list[
     Raises
     ------
     ValueError
-        If a step is listed that the network does not simulate.
+        If a step is listed that the network does not simulate, or is no whole number.
     """
-    if timesteps is None or isinstance(timesteps, int):
-        steps = list(range(1, (available if timesteps is None else timesteps) + 1))
-    else:
-        steps = sorted({int(step) for step in timesteps})
-    if not steps or steps[0] < 1 or steps[-1] > available:
-        raise ValueError(f"timesteps must be between 1 and the network's {available}, not {timesteps}.")
-    return steps
+    if timesteps is None:
+        return list(range(1, available + 1))
+    if (
+        isinstance(timesteps, Iterable)
+        and not isinstance(timesteps, str | Mapping)
+        and getattr(timesteps, "ndim", None) != 0
+    ):
+        steps = sorted({checks.count("each of the timesteps", step, 1, available) for step in timesteps})
+        if not steps:
+            raise ValueError(f"timesteps must name a number of steps, from 1 to the network's {available}.")
+        return steps
+    return list(range(1, checks.count("timesteps", timesteps, 1, available) + 1))

@@ -1,22 +1,29 @@
-"""Accuracy after every step, from one pass over the data."""
+"""Accuracy, or the error of other outputs, after every step, from one pass over the data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from snn_lowlat import checks
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.devices import device_of
+from snn_lowlat.evaluation.answers import check_alike, class_indices, classes_of, predictions
 from snn_lowlat.evaluation.report import Report
 from snn_lowlat.evaluation.steps import listed_steps
 from snn_lowlat.model import SpikingModel, current_versions
 from snn_lowlat.modes import evaluating
 from snn_lowlat.progress import tracked
 
-__all__ = ["FiringRates", "evaluate", "labels_of"]
+__all__ = ["FiringRates", "compare", "evaluate", "labels_of"]
 
+_NO_CLASSES = (
+    " evaluate() counts right classes: compare(snn, loader, ann) measures how far other outputs are from the original "
+    "network's, and analyse() and diagnose() where that comes from."
+)
 _LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 
 
@@ -31,13 +38,17 @@ def evaluate(
 ) -> Report:
     """Measure a spiking network's accuracy after every step, in one pass over the data.
 
+    Outputs are one value for each class, ``[N, classes]``, of which the largest counts, or one logit for two classes,
+    ``[N]`` or ``[N, 1]``, positive for class 1.
+
     Parameters
     ----------
     snn : SpikingModel
         The converted network.
     loader : iterable
         Batches of images and labels: ``(images, labels)`` pairs or dicts such as ``{"image": ..., "label": ...}``.
-        Labels are class indices ``[N]``.
+        Labels are class indices ``[N]`` or ``[N, 1]`` of any whole type, one-hot rows ``[N, classes]``, or, for two
+        classes, truth values.
     ann : nn.Module, optional
         The network it was converted from; its accuracy on the same images stands beside the spiking one's. Evaluated
         in eval mode and left in the mode it was in.
@@ -57,8 +68,14 @@ def evaluate(
     Raises
     ------
     ValueError
-        If there are no batches, a batch has no labels, or a step is listed that the network does not simulate.
+        If there are no batches, a batch has no labels or labels that are no classes of the network's, the outputs are
+        no class vector, the original network's are of another shape, or a step is listed that the network does not
+        simulate, or an argument is something else; the message says what to give.
     """
+    snn = checks.spiking_model("snn", snn)
+    loader = checks.batches("loader", loader)
+    if ann is not None:
+        checks.network("ann", ann)
     steps = listed_steps(timesteps, snn.timesteps)
     if device is not None:
         snn.to(device)
@@ -72,21 +89,101 @@ def evaluate(
     rates = FiringRates()
     with torch.inference_mode(), evaluating(*networks):
         for batch in tracked(loader, "evaluating", progress=progress):
-            inputs, labels = inputs_of(batch).to(place), labels_of(batch)
+            inputs, given = inputs_of(batch).to(place), _raw_labels(batch)
+            if not len(inputs):
+                continue
+            outputs = _readouts(snn, inputs, steps, rates)
+            labels = class_indices(given, classes_of(outputs.shape[1:], _NO_CLASSES))
             if len(inputs) != len(labels):
                 raise ValueError(f"a batch has {len(inputs)} images but {len(labels)} labels.")
-            correct += (_readouts(snn, inputs, steps, rates).argmax(-1).cpu() == labels).sum(1)
+            found = predictions(outputs.flatten(0, 1)).reshape(len(steps), -1)
+            correct += (found.cpu() == labels).sum(1)
             if ann is not None:
                 logits = ann(inputs)
-                ann_correct += int((logits.argmax(-1).cpu() == labels).sum())
+                check_alike(logits, outputs.shape[1:])
+                ann_correct += int((predictions(logits).cpu() == labels).sum())
             images += len(labels)
     if images == 0:
         raise ValueError("there are no images to evaluate: the loader gave none.")
+    return _report(
+        snn,
+        steps,
+        images,
+        rates,
+        accuracies={step: int(right) / images for step, right in zip(steps, correct, strict=True)},
+        ann_accuracy=snn.ann_accuracy if ann is None else ann_correct / images,
+        model=None if ann is None else type(ann).__name__,
+    )
+
+
+def compare(
+    snn: SpikingModel,
+    loader: Iterable[object],
+    ann: nn.Module,
+    timesteps: int | Sequence[int] | None = None,
+    *,
+    progress: bool = False,
+    device: torch.device | str | None = None,
+) -> Report:
+    r"""Measure how far a spiking network's outputs are from the original's after every step, whatever their shape.
+
+    For outputs that are no classes, as images or maps; :func:`evaluate` counts right classes. With the mean readout
+    :math:`y(t)` after :math:`t` steps and the original network's output :math:`y`, over all images,
+
+    .. math:: \epsilon(t) = \lVert y(t) - y \rVert / \lVert y \rVert
+
+    Parameters
+    ----------
+    snn : SpikingModel
+        The converted network.
+    loader : iterable
+        Batches of images, alone or with labels, which are not read.
+    ann : nn.Module
+        The network it was converted from. Evaluated in eval mode and left in the mode it was in.
+    timesteps, progress, device
+        As in :func:`evaluate`.
+
+    Returns
+    -------
+    Report
+        With relative ``errors`` in the place of accuracies; tables and plots show them in decibels.
+
+    Raises
+    ------
+    ValueError
+        If there are no batches, the outputs of the two networks are of different shapes or NaN, or a step is listed
+        that the network does not simulate.
+    """
+    steps = listed_steps(timesteps, snn.timesteps)
+    if device is not None:
+        snn.to(device)
+        ann.to(device)
+    place = torch.device(device) if device is not None else device_of(snn)
+    squares, whole, images = torch.zeros(len(steps), dtype=torch.float64), 0.0, 0
+    rates = FiringRates()
+    with torch.inference_mode(), evaluating(snn, ann):
+        for batch in tracked(loader, "comparing", progress=progress):
+            inputs = inputs_of(batch).to(place)
+            outputs, expected = _readouts(snn, inputs, steps, rates), ann(inputs)
+            check_alike(expected, outputs.shape[1:])
+            squares += (outputs - expected).double().square().flatten(1).sum(1).cpu()
+            whole += float(expected.double().square().sum())
+            images += len(inputs)
+    if images == 0:
+        raise ValueError("there are no images to compare the networks on: the loader gave none.")
+    if not bool(torch.isfinite(squares).all()):
+        raise ValueError("the networks' outputs are NaN or infinite: check images and weights.")
+    errors = (squares / (whole or 1.0)).sqrt().tolist()
+    return _report(snn, steps, images, rates, errors=dict(zip(steps, errors, strict=True)), model=type(ann).__name__)
+
+
+def _report(snn: SpikingModel, steps: list[int], images: int, rates: FiringRates, **found: Any) -> Report:
+    """Say what was found, and how the network was made."""
     return Report(
+        **{"accuracies": {}, **found},
         strategy=snn.strategy,
         strategy_options=snn.provenance.options,
         refinements=tuple(snn.provenance.refinements),
-        accuracies={step: int(right) / images for step, right in zip(steps, correct, strict=True)},
         latencies={step: int(snn.latency_steps_at(step)) for step in steps},
         firing_rates=rates.compute(),
         computed="counts" if snn.is_counted else "spikes",
@@ -95,15 +192,13 @@ def evaluate(
         backend=snn.backend,
         encoder=str(snn.encoder),
         seed=snn.seed,
-        ann_accuracy=snn.ann_accuracy if ann is None else ann_correct / images,
-        model=None if ann is None else type(ann).__name__,
         versions=current_versions(),
         depth=snn.depth,
     )
 
 
 def _readouts(snn: SpikingModel, inputs: Tensor, steps: list[int], rates: FiringRates) -> Tensor:
-    """Read the network out for each number of steps, ``[len(steps), N, classes]``, counting the spikes of the last."""
+    """Read the network out for each number of steps, ``[len(steps), N, ...]``, counting the spikes of the last."""
     if not snn.is_counted:
         return snn.readout(inputs, steps[-1], rates)[torch.tensor(steps, device=inputs.device) - 1]
     # A window of each length: what a network has read out in the middle of a longer one says little.
@@ -130,19 +225,26 @@ class FiringRates:
         return {name: float(spikes) / self._chances[name] for name, spikes in self._spikes.items()}
 
 
-def labels_of(batch: object) -> Tensor:
+def labels_of(batch: object, classes: int | None = None) -> Tensor:
     """Return a batch's labels, class indices ``[N]`` on the CPU.
 
     Parameters
     ----------
     batch : object
-        A pair of images and labels, or a dict with a key such as ``label`` or ``target``.
+        A pair of images and labels, or a dict with a key such as ``label`` or ``target``. Labels are whole numbers
+        ``[N]`` or ``[N, 1]``, one-hot rows ``[N, classes]``, or, for two classes, truth values.
+    classes : int, optional
+        How many classes there are.
 
     Raises
     ------
     ValueError
-        If there are none, or they are no class indices.
+        If there are none, or they are no class indices from 0 up to the number of classes.
     """
+    return class_indices(_raw_labels(batch), classes)
+
+
+def _raw_labels(batch: object) -> object:
     labels: object = None
     if isinstance(batch, Mapping):
         labels = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
@@ -153,9 +255,4 @@ def labels_of(batch: object) -> Tensor:
             "a batch has no labels: give (images, labels) pairs, or dicts with one of the keys "
             f"{', '.join(_LABEL_KEYS)}."
         )
-    indices = torch.as_tensor(labels).cpu()
-    if indices.dim() == 2 and indices.shape[1] == 1:
-        indices = indices.squeeze(1)
-    if indices.dim() != 1 or indices.is_floating_point():
-        raise ValueError(f"labels must be class indices of shape [N], not {indices.dtype} of {list(indices.shape)}.")
-    return indices
+    return labels

@@ -1,14 +1,15 @@
 """From a network as people write it to the normal form: traced, folded, its activation sites found."""
 
+from snn_lowlat.graph.channels import channel_dimensions
 from snn_lowlat.graph.check import ConvertibilityReport, check_convertible
-from snn_lowlat.graph.description import describe, fill, rebuild
+from snn_lowlat.graph.description import describe, fill, rebuild, with_safe_names
 from snn_lowlat.graph.integers import original_of, to_integers, with_rounded_weights
+from snn_lowlat.graph.max_pools import with_per_step_max_pools
 from snn_lowlat.graph.normal_form import normalise
 from snn_lowlat.graph.obstacles import Obstacle
 from snn_lowlat.graph.passes import without_ceilings
 from snn_lowlat.graph.sites import (
     BATCH_NORMS,
-    MAX_POOLS,
     WEIGHTED,
     Site,
     bias_carrier,
@@ -21,12 +22,12 @@ from snn_lowlat.graph.sites import (
 
 __all__ = [
     "BATCH_NORMS",
-    "MAX_POOLS",
     "WEIGHTED",
     "ConvertibilityReport",
     "Obstacle",
     "Site",
     "bias_carrier",
+    "channel_dimensions",
     "check_convertible",
     "current_shapes",
     "depth",
@@ -39,6 +40,8 @@ __all__ = [
     "output_bias_carrier",
     "rebuild",
     "to_integers",
+    "with_per_step_max_pools",
     "with_rounded_weights",
+    "with_safe_names",
     "without_ceilings",
 ]

@@ -1,30 +1,36 @@
 """A network in normal form as plain values, from which it can be built again without the code it was written in.
 
 The normal form uses torch's own modules and functions only, so their names and options say all there is to say. Nothing
-in a description is code: whoever reads one can get no other operation than those listed here.
+in a description is code, and nothing in it becomes code: whoever reads one, from whatever file, can get no other
+operation than those listed here, on nothing but layers' outputs, numbers and slices, under names that are names.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from snn_lowlat.graph.names import is_safe_name, safe_name, safe_names
 from snn_lowlat.graph.passes import without_ceilings
 from snn_lowlat.graph.sites import find_sites
+from snn_lowlat.neurons.max_pool import MAX_POOLS, PerStepMaxPool1d, PerStepMaxPool2d, PerStepMaxPool3d
 
-__all__ = ["describe", "fill", "rebuild"]
+__all__ = ["describe", "fill", "rebuild", "with_safe_names"]
 
 _MODULES: dict[str, type[nn.Module]] = {
     kind.__name__: kind
     for kind in (
         *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear),
         *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.ReLU, nn.Upsample),
-        *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+        *(*MAX_POOLS, PerStepMaxPool1d, PerStepMaxPool2d, PerStepMaxPool3d),
+        *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
         *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
         *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
     )
@@ -37,6 +43,13 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     )
 }
 _METHODS = ("permute",)
+_WORDS = {
+    "padding": ("same", "valid"),
+    "padding_mode": ("zeros", "reflect", "replicate", "circular"),
+    "mode": ("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear"),
+}
+_LARGEST = 2**31 - 1
+_DEEPEST = 3
 
 
 def describe(graph: fx.GraphModule) -> dict[str, Any]:
@@ -90,32 +103,55 @@ def rebuild(description: Mapping[str, Any], weights: Mapping[str, Tensor], *, sh
     Raises
     ------
     KeyError
-        If the description names an operation that the normal form does not have, or weights are missing.
+        If weights are missing.
     RuntimeError
         If weights have other shapes than the description says.
+    ValueError
+        If the description says anything that no network in normal form has; the message names the layer.
     """
-    root = nn.Module()
+    root, graph, nodes = nn.Module(), fx.Graph(), dict[str, fx.Node]()
+    entries, kinds = description["nodes"], [entry["op"] for entry in description["nodes"]]
+    if kinds.count("placeholder") != 1 or kinds.count("output") != 1 or kinds[-1] != "output":
+        raise ValueError("there must be one input, and one output at the end")
     with torch.device("meta"):
         for name, entry in description["modules"].items():
-            root.add_module(name, _MODULES[entry["type"]](**entry["options"]))
+            root.add_module(_checked_name(name), _module(name, entry["type"], entry["options"]))
     for name in description["buffers"]:
-        root.register_buffer(name, torch.empty_like(weights[name], device="meta"))
-    graph, nodes = fx.Graph(), dict[str, fx.Node]()
-    for entry in description["nodes"]:
+        if name not in root._buffers:
+            root.register_buffer(_checked_name(name), torch.empty_like(weights[name], device="meta"))
+    for entry in entries:
         args = _decoded(entry["args"], nodes)
         op, target = entry["op"], entry["target"]
-        if op == "call_function":
-            target = _FUNCTIONS[target]
-        elif op == "call_method" and target not in _METHODS:
-            raise KeyError(target)
+        if not _is_operation(op, target, args, description):
+            raise ValueError(f"{entry['name']!r} is no operation of the normal form: {op!r} of {target!r}"[:200])
         if op == "output":
             graph.output(args[0])
         else:
-            nodes[entry["name"]] = graph.create_node(op, target, args, name=entry["name"])
+            target = _FUNCTIONS[target] if op == "call_function" else target
+            nodes[entry["name"]] = graph.create_node(op, target, args, name=safe_name(entry["name"]))
     graph.lint()
     network = fx.GraphModule(root, graph)
     fill(network, weights, share=share)
     return network.eval()
+
+
+def with_safe_names(description: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Give layers and constants names that are safe in a graph, as those in files of earlier versions may not be.
+
+    Returns
+    -------
+    description : dict
+        The same network.
+    names : dict of str to str
+        The new name of each layer and constant.
+    """
+    names = safe_names(dict.fromkeys([*description["modules"], *description["buffers"]]))
+    nodes = [
+        {**entry, "target": names[entry["target"]]} if entry["op"] in ("call_module", "get_attr") else entry
+        for entry in description["nodes"]
+    ]
+    modules = {names[name]: entry for name, entry in description["modules"].items()}
+    return {"nodes": nodes, "modules": modules, "buffers": [names[name] for name in description["buffers"]]}, names
 
 
 def fill(graph: fx.GraphModule, weights: Mapping[str, Tensor], *, share: bool = False) -> None:
@@ -140,11 +176,52 @@ def fill(graph: fx.GraphModule, weights: Mapping[str, Tensor], *, share: bool = 
         raise KeyError(f"weights {', '.join((missing or found.unexpected_keys)[:3])}")
 
 
+def _checked_name(name: Any) -> str:
+    if not is_safe_name(name):
+        raise ValueError(f"{name!r} is no name of a layer"[:200])
+    return str(name)
+
+
+def _module(name: str, kind: Any, options: Mapping[str, Any]) -> nn.Module:
+    if not isinstance(kind, str) or kind not in _MODULES or not options.keys() <= set(_parameters(kind)):
+        raise ValueError(f"layer {name!r} is none of the normal form: {kind!r} with {list(options)}"[:200])
+    for option, value in options.items():
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        if not all(_is_number(part) or part in (None, *_WORDS.get(option, ())) for part in values):
+            raise ValueError(f"layer {name!r} can't have {option}={value!r}"[:200])
+    return _MODULES[kind](**options)
+
+
+@functools.cache
+def _parameters(kind: str) -> list[str]:
+    parameters = inspect.signature(_MODULES[kind]).parameters
+    return [name for name in parameters if name not in ("device", "dtype", "inplace")]
+
+
+def _is_number(value: Any) -> bool:
+    return math.isfinite(value) if type(value) is float else type(value) in (bool, int) and abs(value) <= _LARGEST
+
+
+def _is_bound(value: Any) -> bool:
+    return value is None or (type(value) is int and abs(value) < 2**63)
+
+
+def _is_operation(op: Any, target: Any, args: tuple[Any, ...], description: Mapping[str, Any]) -> bool:
+    """Say whether a node is one of the normal form: something known, of what other nodes have computed."""
+    if op in ("placeholder", "get_attr"):
+        return not args and (target == "input" if op == "placeholder" else target in description["buffers"])
+    if op in ("call_module", "output"):
+        known = target == "output" if op == "output" else target in description["modules"]
+        return known and len(args) == 1 and isinstance(args[0], fx.Node)
+    if op == "call_function" and target == "cat":
+        return bool(args) and isinstance(args[0], tuple) and all(isinstance(part, fx.Node) for part in args[0])
+    known = target in _FUNCTIONS if op == "call_function" else op == "call_method" and target in _METHODS
+    return known and bool(args) and isinstance(args[0], fx.Node)
+
+
 def _options(module: nn.Module) -> dict[str, Any]:
     """Read the arguments that a module of torch's was made with from its attributes of the same names."""
-    kind = _MODULES[type(module).__name__]
-    names = [name for name in inspect.signature(kind).parameters if name not in ("device", "dtype", "inplace")]
-    options = {name: getattr(module, name) for name in names}
+    options = {name: getattr(module, name) for name in _parameters(type(module).__name__)}
     if "bias" in options:
         options["bias"] = options["bias"] is not None
     return {name: _encoded(value) for name, value in options.items()}
@@ -162,10 +239,17 @@ def _encoded(value: Any) -> Any:
     return value
 
 
-def _decoded(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
-    if isinstance(value, Mapping):
+def _decoded(value: Any, nodes: Mapping[str, fx.Node], depth: int = 0) -> Any:
+    if isinstance(value, Mapping) and len(value) == 1:
         ((kind, content),) = value.items()
-        return nodes[content] if kind == "node" else slice(*content) if kind == "slice" else Ellipsis
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(_decoded(entry, nodes) for entry in value)
-    return value
+        if kind == "node" and content in nodes:
+            return nodes[content]
+        if kind == "slice" and len(content) == 3 and all(map(_is_bound, content)):
+            return slice(*content)
+        if kind == "ellipsis":
+            return Ellipsis
+    if isinstance(value, (tuple, list)) and depth < _DEEPEST:
+        return tuple(_decoded(entry, nodes, depth + 1) for entry in value)
+    if value is None or _is_number(value):
+        return value
+    raise ValueError(f"{value!r} is no argument of an operation in normal form"[:200])

@@ -17,7 +17,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import without_ceilings
-from snn_lowlat.graph.sites import MAX_POOLS, find_sites
+from snn_lowlat.graph.sites import find_sites
+from snn_lowlat.neurons.max_pool import MAX_POOLS
 from snn_lowlat.plan import Plan, SitePlan
 
 __all__ = ["LEVELS", "original_of", "to_integers", "with_rounded_weights"]
@@ -262,7 +263,9 @@ class _Rewriting:
         layer.weight = nn.Parameter(whole.to(module.weight))
         layer.bias = nn.Parameter(bias.to(module.weight))
         self._replace(node, layer)
-        return _Value(_over(unit, self._shape_of(node)), largest, is_current=True)
+        shape = self._shape_of(node)
+        unit = unit.expand(shape).clone() if isinstance(module, nn.Linear) else _over(unit, shape)
+        return _Value(unit, largest, is_current=True)
 
     def _folded(self, node: fx.Node, module: Any) -> Tensor:
         """Return a layer's weights times what its inputs are worth, in float64."""
@@ -272,9 +275,7 @@ class _Rewriting:
             raise self._obstacle(node, "it reads what another layer with weights computes, without neurons between")
         weight: Tensor = module.weight.double()
         if isinstance(module, nn.Linear):
-            if value.unit.dim() != 1:
-                raise self._obstacle(node, "it is a linear layer along one of several dimensions")
-            return weight * value.unit
+            return weight * self._per_channel(value.unit.movedim(-1, 0), read)
         unit = self._per_channel(value.unit, read)
         # Grouped convolutions read a part of the channels each.
         unit = unit.view(module.groups, -1).repeat_interleave(weight.shape[0] // module.groups, 0)
@@ -381,14 +382,17 @@ class _Rewriting:
             module = self._module(node)
             if isinstance(module, _WEIGHTED):
                 meeting[node] = [node]
-            elif node.target is operator.add or isinstance(module, (*MAX_POOLS, *_AVERAGES, *_ADAPTIVE)):
+            elif node.target in (operator.add, "permute") or isinstance(module, (*MAX_POOLS, *_AVERAGES, *_ADAPTIVE)):
                 group = [layer for before in node.all_input_nodes for layer in meeting.get(before, [])]
                 meeting[node] = group
                 for layer in group:
                     meeting[layer] = group
             elif node in self.sites:
+                threshold = self.plan[self.sites[node].name].threshold.double()
                 for layer in meeting.get(self.sites[node].current, []):
-                    self.thresholds[layer] = self.plan[self.sites[node].name].threshold.double()
+                    # Thresholds for other channels than the layer's, as for tokens, say nothing about its units.
+                    if threshold.numel() in (1, len(self._module(layer).weight)):
+                        self.thresholds[layer] = threshold
         return meeting
 
     def _per_channel(self, unit: Tensor, node: fx.Node) -> Tensor:

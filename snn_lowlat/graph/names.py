@@ -10,10 +10,11 @@ from __future__ import annotations
 import keyword
 import re
 import unicodedata
+from collections.abc import Iterable
 
 from torch import fx, nn
 
-__all__ = ["free_name", "is_safe_name", "safe_name"]
+__all__ = ["free_name", "is_safe_name", "safe_name", "safe_names"]
 
 _LONGEST = 1000
 _AMPLITUDE = "_amplitude"
@@ -42,6 +43,23 @@ def safe_name(wanted: str) -> str:
 def is_safe_name(name: object) -> bool:
     """Say whether something is a name that can stand for a layer or a constant of a graph module."""
     return isinstance(name, str) and name == safe_name(name) and name not in _RESERVED
+
+
+def safe_names(wanted: Iterable[str]) -> dict[str, str]:
+    """Return a safe name for each of several, all different; those that are safe already stay."""
+    wanted = list(wanted)
+    taken = {name for name in wanted if is_safe_name(name)}
+    found: dict[str, str] = {}
+    for name in wanted:
+        unique = name
+        if name not in taken:
+            unique, number = safe_name(name), 0
+            while unique in taken or unique in _RESERVED:
+                number += 1
+                unique = f"{safe_name(name)}_{number}"
+        taken.add(unique)
+        found[name] = unique
+    return found
 
 
 def free_name(network: nn.Module, wanted: str, *, site: bool = False) -> str:

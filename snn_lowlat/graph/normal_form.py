@@ -9,7 +9,9 @@ any host may trace it again and get the same graph:
 - everything between sites is linear for each time step; batch norm is folded into the layer before it where there is
   one, and each layer with weights has a bias;
 - max-pooling stands before the site, not after it: ``max(relu(z)) = relu(max(z))``, so that currents are pooled and
-  never spikes;
+  never spikes; over time it pools what they have added up to, see :mod:`snn_lowlat.neurons.max_pool`;
+- the channels of every site are in dimension 1: where the layers around it have them elsewhere, as a linear layer over
+  ``[N, L, C]`` has, a permutation stands before the site and the inverse behind it;
 - dimension 0 is the batch and every operation treats its entries alike.
 """
 
@@ -24,17 +26,21 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from snn_lowlat import checks
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph import operations
+from snn_lowlat.graph.channels import put_channels_first
 from snn_lowlat.graph.levels import recognise_levels, separate_ceilings
+from snn_lowlat.graph.max_pools import move_max_pools
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.obstacles import Obstacle, conversion_error
-from snn_lowlat.graph.passes import fold_batch_norms, move_max_pools
+from snn_lowlat.graph.passes import fold_batch_norms
 from snn_lowlat.graph.preparing import prepared_copy
-from snn_lowlat.graph.sites import AVERAGE_POOLS, MAX_POOLS
+from snn_lowlat.graph.sites import AVERAGE_POOLS
 from snn_lowlat.graph.tracer import IN_PLACE, ValueTracer
-from snn_lowlat.graph.verifying import differences, overflows, reference_dtype, trace_obstacle, unusable_values
+from snn_lowlat.graph.verifying import differences, overflows, reference_dtype, trace_obstacle, unusable_images
+from snn_lowlat.neurons import MAX_POOLS
 from snn_lowlat.neurons.accumulate_then_fire import MARGIN
 from snn_lowlat.training.activations import CeilingReLU, ValueRangeReLU
 
@@ -69,8 +75,9 @@ def normalise(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
 
 def try_normalise(model: nn.Module, example_input: Tensor) -> tuple[fx.GraphModule | None, list[Obstacle]]:
     """Rewrite a network into the normal form, collecting obstacles; without any, the graph is whole and checked."""
+    model = checks.network("model", model, rewritten=True)
     example_input = _small_batch(model, example_input)
-    obstacles = unusable_values(model, example_input)
+    obstacles = unusable_images(example_input)
     if obstacles:
         return None, obstacles
     tracer = ValueTracer(example_input, leaves=(CeilingReLU, ValueRangeReLU))
@@ -84,11 +91,23 @@ def try_normalise(model: nn.Module, example_input: Tensor) -> tuple[fx.GraphModu
     obstacles += found
     separate_ceilings(graph)
     obstacles += recognise_levels(graph)
-    fold_batch_norms(graph)
-    obstacles += move_max_pools(graph)
+    if not obstacles:
+        obstacles = _rewritten(graph, example_input)
     if not obstacles:
         obstacles = differences(model, graph, example_input, traced)
     return graph, obstacles
+
+
+def _rewritten(graph: fx.GraphModule, example_input: Tensor) -> list[Obstacle]:
+    """Bring layers, pools and sites into the order of the normal form."""
+    try:
+        fold_batch_norms(graph, example_input)
+        move_max_pools(graph)
+        put_channels_first(graph, example_input)
+    except RuntimeError as error:
+        advice = "look for a tensor made with the batch's size, or of another type than the network's"
+        return [Obstacle("output", f"the rewritten network fails: {error.__cause__ or error}", advice)]
+    return []
 
 
 class Builder:
@@ -409,9 +428,10 @@ def _contains_node(values: Any) -> bool:
 
 
 def _small_batch(model: nn.Module, example_input: Tensor) -> Tensor:
-    if not isinstance(example_input, Tensor) or example_input.dim() < 2 or not len(example_input):
-        shape = tuple(getattr(example_input, "shape", ())) or type(example_input).__name__
-        raise ConversionError(f"the example input must be a batch, a tensor of shape [N, ...], not {shape}.")
+    try:
+        checks.images("example_input", example_input)
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
     return example_input[:2].detach().to(device_of(model)).repeat(2, *[1] * (example_input.dim() - 1))[:2]
 
 

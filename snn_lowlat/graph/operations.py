@@ -478,7 +478,6 @@ def _check_constant(*weights: Any) -> None:
     nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveAvgPool3d,
-    nn.Upsample,
 )
 def stateless_module(build: Builder, x: fx.Node, module: nn.Module) -> fx.Node:
     return build.layer(_plain(module), x)
@@ -565,6 +564,13 @@ def interpolate(
     if antialias:
         raise Unsupported("resizing with antialias=True is not supported: leave it out")
     return build.layer(nn.Upsample(size, scale_factor, mode, align_corners, recompute_scale_factor), x)
+
+
+@_modules(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+def upsample(build: Builder, x: fx.Node, module: nn.Upsample) -> fx.Node:
+    # Plain ones, whatever class they were.
+    options = module.size, module.scale_factor, module.mode, module.align_corners, module.recompute_scale_factor
+    return build.layer(nn.Upsample(*options), x)
 
 
 @_functions("mean")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from snn_lowlat.neurons.accumulate_then_fire import MARGIN
+from snn_lowlat.neurons.max_pool import MAX_POOLS
 
 __all__ = [
     "BATCH_NORMS",
-    "MAX_POOLS",
     "WEIGHTED",
     "Site",
     "bias_carrier",
@@ -39,9 +40,6 @@ WEIGHTED = (
     *BATCH_NORMS,
 )
 """Layers with weights, which are linear in what they read."""
-
-MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-"""Torch's max-pools; in the normal form each stands before a site."""
 
 _ADAPTIVE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
@@ -170,7 +168,7 @@ def current_shapes(graph: fx.GraphModule, input_shape: Sequence[int]) -> dict[st
     return {site.name: site.current.meta["tensor_meta"].shape[1:] for site in find_sites(graph).values()}
 
 
-def bias_carrier(graph: fx.GraphModule, site: Site) -> str | None:
+def bias_carrier(graph: fx.GraphModule, site: Site, channels: Mapping[fx.Node, int]) -> str | None:
     """Return the layer whose bias shifts a site's pre-activation, channel by channel, and nothing else.
 
     Parameters
@@ -179,38 +177,70 @@ def bias_carrier(graph: fx.GraphModule, site: Site) -> str | None:
         A network in normal form.
     site : Site
         One of its sites.
+    channels : mapping of Node to int
+        Where the channels of each node are: :func:`snn_lowlat.graph.channel_dimensions`.
 
     Returns
     -------
     str or None
         The layer's name; None if there is no such layer, as behind a concatenation that others read too.
     """
-    return _carrier(graph, site.current)
+    return _carrier(graph, site.current, 1, channels)
 
 
-def output_bias_carrier(graph: fx.GraphModule) -> str | None:
-    """Return the layer whose bias shifts the network's output, class by class; None if there is none."""
-    output = next(node for node in graph.graph.nodes if node.op == "output")
-    return _carrier(graph, output.all_input_nodes[0])
+def output_bias_carrier(graph: fx.GraphModule, channels: Mapping[fx.Node, int]) -> str | None:
+    """Return the layer whose bias shifts the network's output, channel by channel; None if there is none."""
+    output = next(node for node in graph.graph.nodes if node.op == "output").all_input_nodes[0]
+    return _carrier(graph, output, channels[output], channels)
 
 
-def _carrier(graph: fx.GraphModule, node: fx.Node) -> str | None:
+def _carrier(graph: fx.GraphModule, node: fx.Node, dimension: int, channels: Mapping[fx.Node, int]) -> str | None:
+    """Return the layer whose bias shifts a node's value along a dimension, and nothing else."""
     # Sums may be nested deeper than Python calls can be.
-    waiting = [node]
+    waiting = [(node, dimension)]
     while waiting:
-        node = waiting.pop()
+        node, dimension = waiting.pop()
         if len(node.users) != 1:
             continue
         if node.op == "call_module":
             module = graph.get_submodule(str(node.target))
             if isinstance(module, WEIGHTED):
-                return str(node.target)
+                if channels[node] == dimension:
+                    return str(node.target)
+                continue
             unpadded = isinstance(module, _AVERAGE_POOLS) and not _any(module.padding) and not module.ceil_mode
-            if isinstance(module, (*MAX_POOLS, *_ADAPTIVE_POOLS)) or unpadded:
-                waiting.append(node.all_input_nodes[0])
+            # Pools have their own idea of channels, and mix what is in any other dimension.
+            if dimension == 1 and (isinstance(module, (*MAX_POOLS, *_ADAPTIVE_POOLS)) or unpadded):
+                waiting.append((node.all_input_nodes[0], 1))
+        elif node.target == "permute":
+            waiting.append((node.all_input_nodes[0], int(str(node.args[1 + dimension]))))
+        elif node.target in (torch.flatten, torch.reshape):
+            (before,) = node.all_input_nodes
+            place = _unreshaped(_shape(before), _shape(node), dimension)
+            waiting += [] if place is None else [(before, place)]
         elif node.target is operator.add and node.args[0] is not node.args[1]:
-            waiting += [term for term in reversed(node.all_input_nodes) if term.op != "get_attr"]
+            terms = [term for term in node.all_input_nodes if term.op != "get_attr" and _spans(term, node, dimension)]
+            waiting += [(term, dimension) for term in reversed(terms)]
     return None
+
+
+def _spans(term: fx.Node, node: fx.Node, dimension: int) -> bool:
+    """Say whether a term of a sum has all of its channels, and none that is repeated."""
+    shape, whole = _shape(term), _shape(node)
+    return len(shape) == len(whole) and shape[dimension] == whole[dimension]
+
+
+def _unreshaped(before: Sequence[int], after: Sequence[int], dimension: int) -> int | None:
+    """Return where a dimension was before a reshape, if it was one and whole."""
+    places = range(1, len(before))
+    outside = math.prod(after[1:dimension])
+    return next((d for d in places if before[d] == after[dimension] and math.prod(before[1:d]) == outside), None)
+
+
+def _shape(node: fx.Node) -> Sequence[int]:
+    """Return a node's shape; what has no dimension beside the batch has one of size 1."""
+    shape = node.meta["tensor_meta"].shape
+    return shape if len(shape) > 1 else (*shape, 1)
 
 
 def _any(value: object) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snn_lowlat import checks
 from snn_lowlat.training.activations import Activation, make_activation
 
 __all__ = ["ResNet", "ResNet18", "ResNet20", "ResidualBlock", "Subsample"]
@@ -134,8 +135,11 @@ class ResNet(nn.Module):
         activation: Activation = "relu",
     ) -> None:
         super().__init__()
-        if shortcut not in _SHORTCUTS:
-            raise ValueError(f"shortcut must be one of {', '.join(_SHORTCUTS)}, not {shortcut!r}.")
+        checks.one_of("shortcut", shortcut, _SHORTCUTS)
+        blocks = checks.count("blocks", blocks)
+        in_channels = checks.count("in_channels", in_channels)
+        num_classes = checks.count("num_classes", num_classes)
+        channels = [checks.count("channels of a stage", width) for width in channels]
         self.conv1 = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels[0])
         self.relu = make_activation(activation, channels[0])
@@ -179,6 +183,7 @@ class ResNet20(ResNet):
         pool_activation: bool = False,
         activation: Activation = "relu",
     ) -> None:
+        width = checks.count("width", width)
         options: dict[str, Any] = {"pool_activation": pool_activation, "activation": activation}
         super().__init__(3, num_classes, in_channels, channels=(width, 2 * width, 4 * width), **options)
 
@@ -205,6 +210,7 @@ class ResNet18(ResNet):
         activation: Activation = "relu",
     ) -> None:
         options: dict[str, Any] = {"pool_activation": pool_activation, "activation": activation}
+        width = checks.count("width", width)
         channels = (width, 2 * width, 4 * width, 8 * width)
         super().__init__(2, num_classes, in_channels, channels=channels, shortcut="convolution", **options)
 

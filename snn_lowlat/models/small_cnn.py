@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from snn_lowlat import checks
 from snn_lowlat.training.activations import Activation, make_activation
 
 __all__ = ["SmallCNN"]
@@ -47,10 +48,11 @@ class SmallCNN(nn.Module):
         activation: Activation = "relu",
     ) -> None:
         super().__init__()
-        if image_size < 4:
-            raise ValueError(f"image_size must be at least 4, not {image_size}.")
-        if pooling not in ("avg", "max"):
-            raise ValueError(f"pooling must be 'avg' or 'max', not {pooling!r}.")
+        image_size = checks.count("image_size", image_size, 4)
+        width = checks.count("width", width)
+        in_channels = checks.count("in_channels", in_channels)
+        num_classes = checks.count("num_classes", num_classes)
+        checks.one_of("pooling", pooling, ("avg", "max"))
         if pool_activation and pooling != "avg":
             raise ValueError("pool_activation belongs to pooling='avg': the largest of several spikes is a spike.")
         layers: list[nn.Module] = []

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from snn_lowlat import checks
 from snn_lowlat.training.activations import Activation, make_activation
 
 __all__ = ["VGG16"]
@@ -66,12 +67,14 @@ class VGG16(nn.Module):
         activation: Activation = "relu",
     ) -> None:
         super().__init__()
-        if image_size < 32:
-            raise ValueError(f"image_size must be at least 32, not {image_size}.")
-        if pooling not in ("avg", "max"):
-            raise ValueError(f"pooling must be 'avg' or 'max', not {pooling!r}.")
-        if not 0 <= dropout < 1 or not 0 <= hidden_dropout < 1:
-            raise ValueError(f"dropout and hidden_dropout must be in [0, 1), not {dropout} and {hidden_dropout}.")
+        image_size = checks.count("image_size", image_size, 32)
+        width = checks.count("width", width)
+        in_channels = checks.count("in_channels", in_channels)
+        num_classes = checks.count("num_classes", num_classes)
+        hidden = [checks.count("each of the hidden units", units) for units in hidden]
+        checks.one_of("pooling", pooling, ("avg", "max"))
+        dropout = checks.share("dropout", dropout)
+        hidden_dropout = checks.share("hidden_dropout", hidden_dropout)
         if pool_activation and pooling != "avg":
             raise ValueError("pool_activation belongs to pooling='avg': the largest of several spikes is a spike.")
         layers: list[nn.Module] = []

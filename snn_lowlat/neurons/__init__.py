@@ -14,7 +14,16 @@ from snn_lowlat.neurons.integrate_and_fire import (
     integrate_and_fire_sequence,
     integrate_and_fire_step,
 )
-from snn_lowlat.neurons.model import NEURONS, NeuronModel
+from snn_lowlat.neurons.max_pool import (
+    MAX_POOLINGS,
+    MAX_POOLS,
+    PoolState,
+    cumulative_max_pool,
+    cumulative_max_pool_step,
+    is_cumulative,
+    max_pool_window,
+)
+from snn_lowlat.neurons.model import NEURONS, NeuronModel, check_plan
 from snn_lowlat.neurons.parameters import per_channel
 from snn_lowlat.neurons.temporal_switch import (
     event_counts,
@@ -30,14 +39,22 @@ from snn_lowlat.neurons.temporal_switch import (
 
 __all__ = [
     "MARGIN",
+    "MAX_POOLINGS",
+    "MAX_POOLS",
     "NEURONS",
     "NeuronModel",
+    "PoolState",
     "accumulate",
     "accumulate_then_fire",
+    "check_plan",
+    "cumulative_max_pool",
+    "cumulative_max_pool_step",
     "event_counts",
     "integrate_and_fire",
     "integrate_and_fire_sequence",
     "integrate_and_fire_step",
+    "is_cumulative",
+    "max_pool_window",
     "online_temporal_switch",
     "online_temporal_switch_step",
     "per_channel",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
+from snn_lowlat import checks
+from snn_lowlat.errors import unknown_name
 from snn_lowlat.neurons.accumulate_then_fire import accumulate_then_fire, spike_counts
 from snn_lowlat.neurons.integrate_and_fire import integrate_and_fire
 from snn_lowlat.neurons.temporal_switch import (
@@ -16,9 +20,9 @@ from snn_lowlat.neurons.temporal_switch import (
     switch_events,
     temporal_switch,
 )
-from snn_lowlat.plan import SitePlan
+from snn_lowlat.plan import Plan, SitePlan
 
-__all__ = ["NEURONS", "NeuronModel"]
+__all__ = ["NEURONS", "NeuronModel", "check_plan"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class NeuronModel:
     delay : callable, optional
         ``delay(timesteps, plan) -> steps``: how much later than the window it sees the window starts in which the
         neuron fires. Without it the neuron answers within the step.
+    parameters : mapping of str to callable
+        What a plan must say beside threshold, potential and amplitude: for each parameter ``check(name, value)``, which
+        raises a ``ValueError`` where the value has no meaning.
     """
 
     name: str
@@ -53,6 +60,7 @@ class NeuronModel:
     transmissions: Callable[[Tensor, SitePlan], Tensor] | None = None
     transmission_counts: Callable[[Tensor, SitePlan], Tensor] | None = None
     delay: Callable[[int, SitePlan | None], int] | None = None
+    parameters: Mapping[str, Callable[[str, Any], object]] = field(default_factory=dict)
 
     @property
     def online(self) -> bool:
@@ -72,6 +80,31 @@ class NeuronModel:
             The neuron's parameters, where the latency depends on them.
         """
         return timesteps + depth * (0 if self.delay is None else self.delay(timesteps, plan))
+
+
+def check_plan(plan: Plan, sites: Iterable[str]) -> None:
+    """See that a plan says of each site of a network what its neurons need.
+
+    Raises
+    ------
+    ValueError
+        If a site has no plan, there is no such neuron model, or a parameter is missing, not known or meaningless; the
+        message names the site.
+    """
+    for site in sites:
+        if site not in plan:
+            raise ValueError(f"the plan says nothing of the site {site!r}: give a SitePlan for each layer of neurons.")
+        neuron, given = plan[site].neuron, plan[site].parameters
+        if neuron not in NEURONS:
+            raise unknown_name(f"neuron of site {site!r}:", neuron, NEURONS)
+        known = NEURONS[neuron].parameters
+        if given.keys() != known.keys():
+            raise ValueError(
+                f"the neuron {neuron!r} of site {site!r} needs {_listed(known)}, but the plan gives it "
+                f"{_listed(given)}."
+            )
+        for name, check in known.items():
+            check(f"{name} of site {site!r}", given[name])
 
 
 def _run_integrate_and_fire(currents: Tensor, plan: SitePlan) -> Tensor:
@@ -121,12 +154,27 @@ def _gap(timesteps: int, plan: SitePlan | None) -> int:
     return int(plan.parameters["gap"])
 
 
+def _listed(parameters: Iterable[str]) -> str:
+    return " and ".join(map(repr, parameters)) or "no parameters"
+
+
+def _whole(name: str, value: Any, minimum: int = 1) -> int:
+    """Check a whole number that may come as a float, as all numbers do from some files."""
+    return checks.count(name, int(value) if isinstance(value, float) and value.is_integer() else value, minimum)
+
+
 NEURONS: dict[str, NeuronModel] = {
     model.name: model
     for model in (
         NeuronModel("integrate_and_fire", _run_integrate_and_fire),
-        NeuronModel("leaky_integrate_and_fire", _run_leaky),
-        NeuronModel("accumulate_then_fire", _run_accumulate_then_fire, _count_accumulate_then_fire, delay=_window),
+        NeuronModel("leaky_integrate_and_fire", _run_leaky, parameters={"leak": checks.fraction}),
+        NeuronModel(
+            "accumulate_then_fire",
+            _run_accumulate_then_fire,
+            _count_accumulate_then_fire,
+            delay=_window,
+            parameters={"timesteps": _whole},
+        ),
         NeuronModel(
             "temporal_switch",
             _run_temporal_switch,
@@ -134,9 +182,21 @@ NEURONS: dict[str, NeuronModel] = {
             transmissions=_transmit_switches,
             transmission_counts=_count_switches,
             delay=_window,
+            parameters={"timesteps": _whole},
         ),
-        NeuronModel("temporal_switch_pipelined", _run_pipelined, transmissions=_transmit_switches, delay=_gap),
-        NeuronModel("temporal_switch_online", _run_online, transmissions=_transmit_switches),
+        NeuronModel(
+            "temporal_switch_pipelined",
+            _run_pipelined,
+            transmissions=_transmit_switches,
+            delay=_gap,
+            parameters={"timesteps": _whole, "gap": partial(_whole, minimum=0)},
+        ),
+        NeuronModel(
+            "temporal_switch_online",
+            _run_online,
+            transmissions=_transmit_switches,
+            parameters={"hysteresis": partial(checks.number, minimum=1)},
+        ),
     )
 }
 """The neuron models by name."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from snn_lowlat import checks
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.registry import Registered
 
@@ -43,6 +44,4 @@ class Refinement(Registered):
 def check_counts(refinement: Refinement, *options: str) -> None:
     """Check that options are whole numbers of at least 1; ``ValueError`` names the one that is not."""
     for option in options:
-        value = getattr(refinement, option)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{refinement.name}: {option} must be a whole number of at least 1, not {value!r}.")
+        checks.count(f"{refinement.name}: {option}", getattr(refinement, option))

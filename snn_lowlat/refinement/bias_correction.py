@@ -69,7 +69,7 @@ class BiasWalk(LayerwiseWalk):
 
     def correct_site(self, site: Site, activations: Sequence[Tensor], currents: Sequence[Tensor]) -> Tensor | None:
         """Add the difference of the channel means to the layer's bias."""
-        carrier = bias_carrier(self.graph, site)
+        carrier = bias_carrier(self.graph, site, self.channels)
         if carrier is None:
             _LOGGER.warning("bias_correction: layer %s has no bias of its own and stays uncorrected.", site.name)
             return None
@@ -81,9 +81,11 @@ class BiasWalk(LayerwiseWalk):
         return shift
 
     def correct_output(self, expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
-        """Add the difference of the mean logits to the last layer's bias."""
-        carrier = output_bias_carrier(self.graph)
+        """Add the difference of the mean outputs, channel by channel, to the last layer's bias."""
+        carrier = output_bias_carrier(self.graph, self.channels)
         if carrier is None:
             _LOGGER.warning("bias_correction: the readout has no bias of its own and stays uncorrected.")
             return
-        self.add_bias(carrier, channel_mean(expected) - channel_mean(found))
+        output = next(node for node in self.graph.graph.nodes if node.op == "output").all_input_nodes[0]
+        dimension = self.channels[output]
+        self.add_bias(carrier, channel_mean(expected, dimension) - channel_mean(found, dimension))

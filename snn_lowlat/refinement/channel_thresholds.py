@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, fx
 
+from snn_lowlat import checks
 from snn_lowlat.graph import Site
 from snn_lowlat.neurons import per_channel
 from snn_lowlat.plan import SitePlan
@@ -56,8 +57,7 @@ class ChannelThresholds(Refinement):
 
     def __post_init__(self) -> None:
         check_counts(self, "images", "iterations")
-        if isinstance(self.rate, bool) or not isinstance(self.rate, (int, float)) or not self.rate > 0:
-            raise ValueError(f"channel_thresholds: rate must be a positive number, not {self.rate!r}.")
+        checks.positive("channel_thresholds: rate", self.rate)
 
     def refine(
         self, graph: fx.GraphModule, plan: dict[str, SitePlan], batches: Iterable[object], timesteps: int

@@ -14,10 +14,10 @@ from torch.fx.node import map_arg
 
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.errors import CalibrationError
-from snn_lowlat.graph import MAX_POOLS, Site, find_sites, original_of
-from snn_lowlat.neurons import MARGIN, per_channel
+from snn_lowlat.graph import Site, channel_dimensions, find_sites, original_of
+from snn_lowlat.neurons import MARGIN, MAX_POOLS, max_pool_window, per_channel
 from snn_lowlat.plan import SitePlan
-from snn_lowlat.simulation import count_spikes, fire, is_counted, is_online, micro_batches, pool_charges
+from snn_lowlat.simulation import count_spikes, fire, is_counted, micro_batches
 
 __all__ = ["LayerwiseWalk", "channel_mean", "gather_images"]
 
@@ -49,9 +49,9 @@ class LayerwiseWalk(ABC):
         self._original = fx.Interpreter(original_of(graph), garbage_collect_values=False)
         self.timesteps = timesteps
         self._counted = is_counted(plan)
-        self._pools_charges = not self._counted and not is_online(plan)
         self._batches = list(micro_batches(images, 1 if self._counted else timesteps))
         self._interpreter = fx.Interpreter(self.graph, garbage_collect_values=False)
+        self.channels = channel_dimensions(self.graph, images)
         self._analog: dict[fx.Node, Sequence[Any]] = {}
         self._spiking: dict[fx.Node, Sequence[Any]] = {}
 
@@ -76,7 +76,7 @@ class LayerwiseWalk(ABC):
 
     @abstractmethod
     def correct_output(self, expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
-        """Correct the readout, from logits ``[n, classes]`` of the original and of every step, or their means."""
+        """Correct the readout, from outputs ``[n, ...]`` of the original and of every step, or their means."""
 
     @torch.no_grad()
     def run(self) -> tuple[fx.GraphModule, dict[str, SitePlan]]:
@@ -158,11 +158,10 @@ class LayerwiseWalk(ABC):
             whole = values is self._analog or self._counted
             return images if whole else images.repeat(self.timesteps, *[1] * (images.dim() - 1))
         args, kwargs = map_arg((node.args, node.kwargs), lambda before: _decoded(values[before][index]))
-        if values is self._spiking and self._pools_charges and node.op == "call_module":
-            layer = self.graph.get_submodule(str(node.target))
+        if values is self._spiking and not self._counted and node.op == "call_module":
+            layer: Any = self.graph.get_submodule(str(node.target))
             if isinstance(layer, MAX_POOLS):
-                currents: Any = args[0]
-                return pool_charges(layer, currents.unflatten(0, (self.timesteps, -1))).flatten(0, 1)
+                return max_pool_window(layer, args[0], self.timesteps)  # type: ignore[arg-type]
         interpreter = self._original if values is self._analog else self._interpreter
         return getattr(interpreter, node.op)(node.target, args, kwargs)
 
@@ -199,11 +198,11 @@ def gather_images(graph: fx.GraphModule, batches: Iterable[object], count: int, 
     return torch.cat(parts)
 
 
-def channel_mean(parts: Iterable[Tensor]) -> Tensor:
-    """Average over everything but the channels: ``[n, C, ...]`` each, ``[C]`` in all."""
+def channel_mean(parts: Iterable[Tensor], dimension: int = 1) -> Tensor:
+    """Average over everything but the channels: ``[n, C, ...]`` each, or with ``C`` elsewhere, ``[C]`` in all."""
     total, count, dtype = torch.zeros(()), 0, torch.float32
     for part in parts:
-        channels = part.movedim(1, 0).flatten(1)
+        channels = (part if part.dim() > 1 else part[:, None]).movedim(dimension, 0).flatten(1)
         total = total.to(part.device) + channels.sum(1, dtype=torch.float64)
         count, dtype = count + channels.shape[1], part.dtype
     return (total / count).to(dtype)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from snn_lowlat.graph import MAX_POOLS, Site, find_sites
-from snn_lowlat.neurons import NEURONS, per_channel, switch_events, synaptic_register
+from snn_lowlat.graph import Site, find_sites
+from snn_lowlat.neurons import MAX_POOLS, NEURONS, max_pool_window, per_channel, switch_events, synaptic_register
 from snn_lowlat.plan import Plan, SitePlan
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "is_online",
     "lagging_inputs",
     "micro_batches",
-    "pool_charges",
     "simulate",
     "simulate_events",
     "transmissions",
@@ -134,24 +133,6 @@ def lagging_inputs(graph: fx.GraphModule, plan: Plan, timesteps: int) -> dict[fx
         if waiting:
             lags[node] = waiting
     return lags
-
-
-def pool_charges(pool: Callable[[Tensor], Tensor], currents: Tensor) -> Tensor:
-    """Max-pool what a window's currents add up to, and return it as currents again.
-
-    The maximum of currents that vary from step to step is larger on average than the maximum of their sums, which is
-    what neurons that see their whole window need. The difference of the pooled sums after and before each step adds up
-    to exactly that.
-
-    Parameters
-    ----------
-    pool : callable
-        A max-pool of ``[N, C, ...]``.
-    currents : Tensor
-        A window's currents ``[T, N, C, ...]``.
-    """
-    pooled = torch.stack([pool(charge) for charge in currents.cumsum(0)])
-    return torch.cat([pooled[:1], pooled[1:] - pooled[:-1]])
 
 
 @torch.no_grad()
@@ -291,9 +272,9 @@ class _Simulation(_Runner):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         layer = self.fetch_attr(target)
-        if isinstance(layer, MAX_POOLS) and not is_online(self.plan):
-            return pool_charges(layer, args[0].reshape(self.timesteps, -1, *args[0].shape[1:])).flatten(0, 1)
-        return layer(*args, **kwargs)
+        return (
+            max_pool_window(layer, args[0], self.timesteps) if isinstance(layer, MAX_POOLS) else layer(*args, **kwargs)
+        )
 
 
 class _EventSimulation(_Runner):
@@ -324,11 +305,8 @@ class _EventSimulation(_Runner):
         if not isinstance(layer, MAX_POOLS):
             return layer(*args, **kwargs)
         currents = synaptic_register(args[0].unflatten(0, (self.timesteps + 1, -1)))[:-1]
-        if is_online(self.plan):
-            pooled = layer(currents.flatten(0, 1)).unflatten(0, currents.shape[:2])
-        else:
-            pooled = pool_charges(layer, currents)
-        return switch_events(pooled).flatten(0, 1)
+        pooled = max_pool_window(layer, currents.flatten(0, 1), self.timesteps)
+        return switch_events(pooled.view(*currents.shape[:2], *pooled.shape[1:])).flatten(0, 1)
 
     def neurons(self, site: Site, plan: SitePlan, currents: Tensor) -> Tensor:
         registers = synaptic_register(currents.reshape(self.timesteps + 1, -1, *currents.shape[1:]))

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from snn_lowlat.graph import MAX_POOLS, current_shapes, find_sites, is_sum_for_one_reader
-from snn_lowlat.neurons import per_channel
+from snn_lowlat.graph import current_shapes, find_sites, is_sum_for_one_reader
+from snn_lowlat.neurons import is_cumulative, max_pool_window, per_channel
 from snn_lowlat.plan import Plan
 from snn_lowlat.simulation.integer_layers import IntegerConvolution, has_integer_kernels, use_integer_kernels
-from snn_lowlat.simulation.reference import fire, is_online, pool_charges
+from snn_lowlat.simulation.reference import fire
 from snn_lowlat.simulation.scan import FusedNeurons
 
 __all__ = ["Observer", "Simulator"]
@@ -168,7 +168,6 @@ class _Interpreter(fx.Interpreter):
         self._before_spikes = _before(graph, set(self._sites))
         # What a layer has just computed, for nobody else.
         self._free = {node for node in graph.graph.nodes if len(node.users) == 1 and self._has_weights(node)}
-        self._pools_charges = not is_online(plan)
         # Neurons whose spikes are worth what they are worth, and, for who wants to see them, 1.
         self._neurons: dict[tuple[str, bool], FusedNeurons] = {}
         for name, site in plan.items():
@@ -193,9 +192,8 @@ class _Interpreter(fx.Interpreter):
             return self._value(self._sums[n].first, n), self._value(self._sums[n].second, n)
         if n in self._passed:  # neurons do that by themselves
             return self._value(n.all_input_nodes[0], n)
-        if self._pools_charges and n not in self._still and isinstance(self._module(n), MAX_POOLS):
-            charges = self._steps(self._value(n.all_input_nodes[0], n))
-            return pool_charges(self._module(n), charges).flatten(0, 1)
+        if n not in self._still and is_cumulative(self._module(n)):
+            return max_pool_window(self._module(n), _no_bytes(self._value(n.all_input_nodes[0], n)), self._timesteps)
         return super().run_node(n)
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from snn_lowlat import checks
 from snn_lowlat.calibration import SiteStatistics
-from snn_lowlat.errors import unknown_name
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.strategies.base import Strategy
 from snn_lowlat.strategies.initial_potential import check_initial_potential, potential_fraction
@@ -117,11 +117,9 @@ class DistributionAware(Strategy):
             ("percentile source", self.percentile_source, SOURCES),
             ("ceiling", self.ceiling, _CEILINGS),
         ):
-            if given not in known:
-                raise unknown_name(option, given, known)
+            checks.one_of(option, given, known)
         check_rule(self.ceiling, self.percentile, self.granularity)
-        if isinstance(self.gain, bool) or not isinstance(self.gain, (int, float)) or not 0 < self.gain < float("inf"):
-            raise ValueError(f"gain must be a positive number, not {self.gain!r}.")
+        checks.number("gain", self.gain, 0.01, 100)
         object.__setattr__(self, "initial_potential", check_initial_potential(self.initial_potential))
 
     def plan(self, statistics: SiteStatistics, timesteps: int) -> SitePlan:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from snn_lowlat import checks
 from snn_lowlat.calibration import SiteStatistics
 from snn_lowlat.errors import unknown_name
 
@@ -38,16 +39,16 @@ def check_initial_potential(given: str | float | Mapping[str, Tensor], *others: 
     """
     names = (*_NAMED, *others)
     if isinstance(given, str):
-        if given not in names:
-            raise unknown_name("initial potential", given, names)
-    elif isinstance(given, Mapping):
+        return checks.one_of("initial potential", given, names)
+    if isinstance(given, Mapping):
         return {str(site): _fractions(site, given[site]) for site in given}
-    elif isinstance(given, bool) or not isinstance(given, (int, float)) or not -1.0 <= given <= 1.0:
+    try:
+        return checks.number("initial_potential", given, -1, 1)
+    except ValueError as error:
         raise ValueError(
-            f"initial_potential must be {', '.join(map(repr, names))}, a fraction of the threshold from -1 to 1, or "
-            f"a mapping of site names to such fractions; not {given!r}."
-        )
-    return given
+            f"{str(error)[:-1]}: it is a fraction of the threshold, {' or '.join(map(repr, names))}, or a mapping of "
+            "site names to such fractions."
+        ) from None
 
 
 def potential_fraction(given: str | float | Mapping[str, Tensor], statistics: SiteStatistics) -> Tensor | None:
@@ -86,10 +87,7 @@ def potential_fraction(given: str | float | Mapping[str, Tensor], statistics: Si
 
 
 def _fractions(site: object, given: object) -> Tensor:
-    value = torch.as_tensor(given).detach().cpu().clone()
-    value = value if value.is_floating_point() else value.float()
-    if value.dim() > 1 or value.numel() == 0 or not bool((value.abs() <= 1).all()):
-        raise ValueError(
-            f"initial_potential of site {site!r} must be fractions of the threshold from -1 to 1, one or one a channel."
-        )
+    value = checks.values(f"initial_potential of site {site!r}", given)
+    if not bool((value.abs() <= 1).all()):
+        raise ValueError(f"initial_potential of site {site!r} must be fractions of the threshold, from -1 to 1.")
     return value

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from snn_lowlat import checks
 from snn_lowlat.calibration import SiteStatistics
-from snn_lowlat.errors import unknown_name
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.strategies.registry import register_strategy
 from snn_lowlat.strategies.value_range import ValueRange
@@ -58,13 +58,10 @@ class TemporalSwitch(ValueRange):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.output not in _OUTPUTS:
-            raise unknown_name("output rule", self.output, _OUTPUTS)
-        if self.gap is not None and (isinstance(self.gap, bool) or not isinstance(self.gap, int) or self.gap < 0):
-            raise ValueError(f"gap must be a whole number of steps, 0 or more, not {self.gap!r}.")
-        number = isinstance(self.hysteresis, (int, float)) and not isinstance(self.hysteresis, bool)
-        if not number or not self.hysteresis >= 1:
-            raise ValueError(f"hysteresis must be 1 or more thresholds, not {self.hysteresis!r}.")
+        checks.one_of("output rule", self.output, _OUTPUTS)
+        if self.gap is not None:
+            checks.count("gap", self.gap, 0)
+        checks.number("hysteresis", self.hysteresis, 1)
         for option, rule, default in (("gap", "pipelined", None), ("hysteresis", "online", 1)):
             if self.output != rule and getattr(self, option) != default:
                 raise ValueError(f"{option} has a meaning with output={rule!r} only, not with {self.output!r}.")
@@ -73,6 +70,8 @@ class TemporalSwitch(ValueRange):
         """Plan one site's neurons; see :meth:`Strategy.plan <snn_lowlat.Strategy.plan>`."""
         site = super().plan(statistics, timesteps)
         if self.output == "online":
+            # A current of one threshold a step, which is the largest that spikes can carry, must switch a neuron on.
+            checks.number(f"hysteresis, for {timesteps} steps,", self.hysteresis, 1, 2 * timesteps)
             # Half of what switches a neuron on, not of one threshold, is what makes its mean right.
             potential, parameters = self.hysteresis * site.initial_potential, {"hysteresis": float(self.hysteresis)}
             return replace(site, initial_potential=potential, neuron="temporal_switch_online", parameters=parameters)

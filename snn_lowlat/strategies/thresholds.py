@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from snn_lowlat import checks
 from snn_lowlat.calibration import Histogram, SiteStatistics
-from snn_lowlat.errors import CalibrationError, unknown_name
+from snn_lowlat.errors import CalibrationError
 
 __all__ = [
     "GRANULARITIES",
@@ -286,16 +287,16 @@ def check_rule(rule: str, percentile: float, granularity: str, scale: float = 1.
     Raises
     ------
     ValueError
-        If there is no such rule or granularity, the percentile is not in (0, 100], or the scale not positive.
+        If there is no such rule or granularity, or the percentile is not from 50 to 100 or the scale not from 0.01 to
+        100: outside, thresholds have nothing to do with the activations.
     """
-    if rule not in RULES:
-        raise unknown_name("threshold rule", rule, RULES)
-    if granularity not in GRANULARITIES:
-        raise unknown_name("granularity", granularity, GRANULARITIES)
-    if isinstance(percentile, bool) or not isinstance(percentile, (int, float)) or not 0 < percentile <= 100:
-        raise ValueError(f"percentile must be a number above 0 and up to 100, not {percentile!r}.")
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
-        raise ValueError(f"threshold_scale must be a positive number, not {scale!r}.")
+    checks.one_of("threshold rule", rule, RULES)
+    checks.one_of("granularity", granularity, GRANULARITIES)
+    try:
+        checks.number("percentile", percentile, 50, 100)
+    except ValueError as error:
+        raise ValueError(f"{str(error)[:-1]}: it is given in percent, as 99.9.") from None
+    checks.number("threshold_scale", scale, 0.01, 100)
 
 
 def check_timesteps(timesteps: int) -> None:
@@ -306,8 +307,7 @@ def check_timesteps(timesteps: int) -> None:
     ValueError
         If it is not an integer of at least 1.
     """
-    if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
-        raise ValueError(f"timesteps must be an integer of at least 1, not {timesteps!r}.")
+    checks.count("timesteps", timesteps)
 
 
 def _ceiling(statistics: SiteStatistics) -> Tensor | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_lowlat import checks
 from snn_lowlat.errors import unknown_name
 from snn_lowlat.neurons import MARGIN, per_channel
 
@@ -59,8 +60,9 @@ class CeilingReLU(nn.Module):
 
     def __init__(self, initial: float = 4.0, channels: int | None = None) -> None:
         super().__init__()
-        if not initial > 0:
-            raise ValueError(f"a ceiling must be positive, not {initial}.")
+        initial = checks.positive("initial", initial)
+        if channels is not None:
+            channels = checks.count("channels", channels)
         self.ceiling = nn.Parameter(torch.full(() if channels is None else (channels,), float(initial)))
 
     def forward(self, values: Tensor) -> Tensor:
@@ -124,10 +126,8 @@ class QuantisedReLU(CeilingReLU):
         self, timesteps: int, channels: int | None, *, initial: float = 4.0, shift: float = 0.5, rounds: bool = True
     ) -> None:
         super().__init__(initial, channels)
-        if not timesteps >= 1 or not 0 <= shift < 1:
-            raise ValueError(f"timesteps must be positive and shift in [0, 1), not {timesteps} and {shift}.")
-        self.timesteps = timesteps
-        self.shift = shift
+        self.timesteps = checks.count("timesteps", timesteps)
+        self.shift = checks.share("shift", shift)
         self.rounds = rounds
 
     def forward(self, values: Tensor) -> Tensor:
@@ -210,10 +210,8 @@ class ValueRangeReLU(nn.Module):
         self, timesteps: int, resolution: float, *, rounds: bool = True, bounded_gradient: bool = False
     ) -> None:
         super().__init__()
-        if not timesteps >= 1 or not resolution > 0:
-            raise ValueError(f"timesteps and resolution must be positive, not {timesteps} and {resolution}.")
-        self.timesteps = timesteps
-        self.resolution = resolution
+        self.timesteps = checks.count("timesteps", timesteps)
+        self.resolution = checks.positive("resolution", resolution)
         self.rounds = rounds
         self.bounded_gradient = bounded_gradient
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from snn_lowlat import checks
 from snn_lowlat.calibration import SiteStatistics, observe
 from snn_lowlat.errors import CalibrationError
 from snn_lowlat.strategies.thresholds import find_threshold
@@ -39,6 +40,7 @@ def fit_ceilings(model: nn.Module, batches: Iterable[object], *, percentile: flo
     CalibrationError
         If there are no images, or no pre-activation of a layer is positive; the message names the layer.
     """
+    checks.network("model", model)
     activations = {name: module for name, module in model.named_modules() if isinstance(module, CeilingReLU)}
     if not activations:
         raise ValueError("this network has no trainable ceilings: make its activations with replace_activations().")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms.v2 import MixUp
 
+from snn_lowlat import checks
 from snn_lowlat.training.activations import CeilingReLU
 
 __all__ = ["Classifier"]
@@ -103,25 +104,24 @@ class Classifier(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if optimizer not in _OPTIMIZERS:
-            raise ValueError(f"optimizer must be one of {', '.join(_OPTIMIZERS)}, not {optimizer!r}.")
-        if schedule not in _SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(_SCHEDULES)}, not {schedule!r}.")
-        if learning_rate <= 0 or weight_decay < 0 or not 0 <= momentum < 1 or not 0 <= label_smoothing < 1:
-            raise ValueError(
-                "learning_rate must be positive, weight_decay not negative, momentum and label_smoothing in [0, 1)."
-            )
-        milestones = [float(milestone) for milestone in milestones]
-        if not all(0 < milestone < 1 for milestone in milestones) or not 0 < gamma <= 1:
-            raise ValueError(
-                f"milestones must be fractions of the training in (0, 1), gamma in (0, 1]; not {milestones}, {gamma}."
-            )
-        if mixup < 0 or seed < 0:
-            raise ValueError(f"mixup and seed must not be negative, not {mixup} and {seed}.")
-        if not 0 <= distillation <= 1 or not temperature > 0:
-            raise ValueError(
-                f"distillation must be in [0, 1] and temperature positive, not {distillation} and {temperature}."
-            )
+        checks.network("model", model, spiking=True)
+        if teacher is not None:
+            checks.network("teacher", teacher, spiking=True)
+        num_classes = checks.count("num_classes", num_classes)
+        checks.one_of("optimizer", optimizer, _OPTIMIZERS)
+        checks.one_of("schedule", schedule, _SCHEDULES)
+        learning_rate = checks.positive("learning_rate", learning_rate)
+        weight_decay = checks.number("weight_decay", weight_decay, 0)
+        momentum = checks.share("momentum", momentum)
+        label_smoothing = checks.share("label_smoothing", label_smoothing)
+        if isinstance(milestones, str) or not isinstance(milestones, Iterable):
+            raise ValueError(f"milestones must be a list of fractions of the training, not {milestones!r}.")
+        milestones = [checks.number("each of the milestones", share, above=0, below=1) for share in milestones]
+        gamma = checks.number("gamma", gamma, above=0, maximum=1)
+        mixup = checks.number("mixup", mixup, 0)
+        seed = checks.seed("seed", seed)
+        distillation = checks.fraction("distillation", distillation)
+        temperature = checks.positive("temperature", temperature)
         if (teacher is None) != (distillation == 0):
             raise ValueError("a teacher and a distillation above 0 belong together: give both or neither.")
         self.save_hyperparameters(ignore=["model", "teacher"])

@@ -13,9 +13,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from snn_lowlat import checks
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.encoding import make_encoder
-from snn_lowlat.errors import unknown_name
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.neurons.surrogate import SpikeOptions, Surrogate
 from snn_lowlat.training.classifier import Classifier
@@ -135,24 +135,19 @@ class FineTuning(Classifier):
         channels_last: bool = False,
         seed: int = 0,
     ) -> None:
-        if optimizer not in _OPTIMIZERS:
-            raise unknown_name("optimizer", optimizer, _OPTIMIZERS)
-        for option, value in (("measuring_batches", measuring_batches), ("segments", segments)):
-            if value < 1:
-                raise ValueError(f"{option} must be at least 1, not {value}.")
-        if timesteps is not None and timesteps < 1:
-            raise ValueError(f"timesteps must be at least 1, not {timesteps}.")
-        if logit_scale <= 0 or neuron_learning_rate_factor < 0:
-            raise ValueError(
-                "logit_scale must be positive, neuron_learning_rate_factor not negative; not "
-                f"{logit_scale} and {neuron_learning_rate_factor}."
-            )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {dropout}.")
+        snn = checks.spiking_model("snn", snn)
+        checks.one_of("optimizer", optimizer, _OPTIMIZERS)
+        measuring_batches = checks.count("measuring_batches", measuring_batches)
+        segments = checks.count("segments", segments)
+        # None stays None among the options that are kept.
+        steps = checks.count("timesteps", snn.timesteps if timesteps is None else timesteps)
+        logit_scale = checks.positive("logit_scale", logit_scale)
+        neuron_learning_rate_factor = checks.number("neuron_learning_rate_factor", neuron_learning_rate_factor, 0)
+        dropout = checks.share("dropout", dropout)
         network = TrainableNetwork(
             *snn.normal_form(),
             snn.provenance.input_shape,
-            snn.timesteps if timesteps is None else timesteps,
+            steps,
             SpikeOptions(make_surrogate(surrogate, **surrogate_options or {}), detach_reset, threshold_gradient),
             train_thresholds=train_thresholds,
             train_leaks=train_leaks,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_lowlat import checks
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.modes import evaluating
@@ -76,11 +77,17 @@ class InputSpikes(nn.Module):
         dimensions: int = 2,
     ) -> None:
         super().__init__()
-        ranges = torch.as_tensor(pixel_range, dtype=torch.float32).expand(channels)
+        channels = checks.count("channels", channels)
+        timesteps = checks.count("timesteps", timesteps)
+        resolution = checks.positive("resolution", resolution)
+        dimensions = checks.count("dimensions", dimensions, 0, 3)
+        shift = checks.share("shift", shift)
+        ranges = checks.values("pixel_range", pixel_range).float()
+        if ranges.numel() not in (1, channels):
+            raise ValueError(f"pixel_range has {ranges.numel()} values for {channels} channels.")
+        ranges = ranges.expand(channels)
         if not bool((ranges > 0).all()):
             raise ValueError(f"the range of the pixels must be positive, not {pixel_range}.")
-        if not 0 <= shift < 1:
-            raise ValueError(f"shift must be in [0, 1), not {shift}.")
         if not grids or not resolution + min(grids) > 0:
             raise ValueError(f"every grid must have levels: {resolution} + {min(grids, default=0)} is not positive.")
         factors = torch.tensor([(resolution + grid) / resolution for grid in grids])
@@ -89,8 +96,6 @@ class InputSpikes(nn.Module):
         # Copies of a channel lie side by side.
         weight = (factors / ranges[:, None]).reshape(-1, 1, *[1] * dimensions)
         layers = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-        if dimensions not in layers:
-            raise ValueError(f"pictures have up to 3 dimensions, not {dimensions}.")
         self.layer: Any
         if dimensions == 0:
             self.layer = nn.Linear(channels, len(weight))
@@ -149,7 +154,9 @@ def expand_input(
     ValueError
         If an option has no meaning.
     """
-    images = images.to(device_of(model))
+    model = checks.network("model", model, rewritten=True)
+    images = checks.images("images", images).to(device_of(model))
+    timesteps = checks.count("timesteps", timesteps)
     expanded = copy.deepcopy(model)
     magnitudes = images.transpose(0, 1).flatten(1).abs().amax(1)
     front = InputSpikes(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from snn_lowlat import checks
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.modes import evaluating
@@ -65,6 +66,9 @@ def replace_activations(
         If there is no activation of that name, or the number of channels is needed and can't be read.
     """
     make_activation(activation, channels=1)
+    model = checks.network("model", model, rewritten=True)
+    if example_input is not None:
+        checks.images("example_input", example_input)
     model = copy.deepcopy(model)
     rewritten: dict[nn.Module, nn.Module] = {}
     called: set[nn.Module] = set()

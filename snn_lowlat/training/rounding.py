@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from snn_lowlat import checks
 from snn_lowlat.training.activations import QuantisedReLU, ValueRangeReLU
 
 __all__ = ["RoundLater"]
@@ -31,9 +32,7 @@ class RoundLater(Callback):
     """
 
     def __init__(self, after: float = 0.5) -> None:
-        if not 0 <= after < 1:
-            raise ValueError(f"after must be in [0, 1), not {after}.")
-        self.after = after
+        self.after = checks.share("after", after)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set what the activations do in this epoch."""

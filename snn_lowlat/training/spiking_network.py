@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils.checkpoint import checkpoint
 
 from snn_lowlat.errors import SnnLowlatError
-from snn_lowlat.graph import BATCH_NORMS, find_sites
+from snn_lowlat.graph import BATCH_NORMS, channel_dimensions, find_sites
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import fold_batch_norms
 from snn_lowlat.neurons.surrogate import SpikeOptions
@@ -25,12 +24,8 @@ from snn_lowlat.training.window_pass import WindowPass
 __all__ = ["TrainableNetwork"]
 
 _NEURONS = ("integrate_and_fire", "leaky_integrate_and_fire")
-_NORM_OF: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: nn.BatchNorm1d,
-    nn.Conv1d: nn.BatchNorm1d,
-    nn.Conv2d: nn.BatchNorm2d,
-    nn.Conv3d: nn.BatchNorm3d,
-}
+_NORMED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORM_OF: dict[int, type[nn.Module]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
 class TrainableNetwork(nn.Module):
@@ -90,6 +85,7 @@ class TrainableNetwork(nn.Module):
         self.graph = copy.deepcopy(graph)
         self.timesteps = timesteps
         self.segments = segments
+        self._input_shape = tuple(input_shape)
         self._norms = _insert_batch_norms(self.graph, input_shape) if batch_norm else []
         device = next(graph.parameters()).device
         for name in find_sites(self.graph):
@@ -191,7 +187,8 @@ class TrainableNetwork(nn.Module):
         graph = copy.deepcopy(self.graph).eval().requires_grad_(True)
         for name in plan:
             setattr(graph, name, nn.ReLU())
-        fold_batch_norms(graph)
+        reference = next(graph.parameters())
+        fold_batch_norms(graph, reference.new_zeros(2, *self._input_shape))
         return graph, plan
 
     def _checkpointed(
@@ -247,10 +244,13 @@ class _Moments:
 
 
 def _insert_batch_norms(graph: fx.GraphModule, input_shape: Sequence[int]) -> list[str]:
-    """Put a batch norm that changes nothing behind each layer that feeds neurons; return their names."""
+    """Put a batch norm that changes nothing behind each layer that feeds neurons; return their names.
+
+    Where a layer's channels are not in dimension 1, it stands behind the permutation that brings them there. A layer
+    without one, such as a linear layer over tokens whose outputs are added up first, gets none.
+    """
     reference = next(graph.parameters())
-    with torch.no_grad():
-        ShapeProp(graph).propagate(torch.zeros(2, *input_shape, dtype=reference.dtype, device=reference.device))
+    channels = channel_dimensions(graph, reference.new_zeros(2, *input_shape))
     sites = {site.node for site in find_sites(graph).values()}
     feeding: set[fx.Node] = set()
     for node in reversed(graph.graph.nodes):
@@ -259,17 +259,21 @@ def _insert_batch_norms(graph: fx.GraphModule, input_shape: Sequence[int]) -> li
     names = []
     for node in [node for node in graph.graph.nodes if node in feeding]:
         layer = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-        kind = _NORM_OF.get(type(layer)) if layer is not None else None
-        # A linear layer along a last dimension that is not the channels' has no batch norm that folds.
-        if kind is None or (isinstance(layer, nn.Linear) and len(node.meta["tensor_meta"].shape) != 2):
+        if type(layer) not in _NORMED:
             continue
-        names.append(_insert_batch_norm(graph, node, layer, kind))
+        place, dimension = node, channels[node]
+        while dimension != 1 and [user.target for user in place.users] == ["permute"]:
+            (place,) = place.users
+            dimension = list(place.args[1:]).index(dimension)
+        if dimension == 1:
+            kind = _NORM_OF[len(place.meta["tensor_meta"].shape)]
+            names.append(_insert_batch_norm(graph, node, place, layer, kind))
     graph.graph.lint()
     graph.recompile()
     return names
 
 
-def _insert_batch_norm(graph: fx.GraphModule, node: fx.Node, layer: Any, kind: type[Any]) -> str:
+def _insert_batch_norm(graph: fx.GraphModule, node: fx.Node, place: fx.Node, layer: Any, kind: type[Any]) -> str:
     norm = kind(layer.weight.shape[0]).to(layer.weight)
     norm.running_var.fill_(1 - norm.eps)
     if layer.bias is not None:
@@ -277,7 +281,7 @@ def _insert_batch_norm(graph: fx.GraphModule, node: fx.Node, layer: Any, kind: t
         layer.bias = None
     name = free_name(graph, f"{node.target}_norm")
     graph.add_submodule(name, norm)
-    with graph.graph.inserting_after(node):
-        normed = graph.graph.call_module(name, (node,))
-    node.replace_all_uses_with(normed, delete_user_cb=lambda user: user is not normed)
+    with graph.graph.inserting_after(place):
+        normed = graph.graph.call_module(name, (place,))
+    place.replace_all_uses_with(normed, delete_user_cb=lambda user: user is not normed)
     return name

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snn_lowlat import checks
 from snn_lowlat.errors import unknown_name
 from snn_lowlat.neurons.surrogate import SURROGATES, Surrogate
 
@@ -38,11 +39,8 @@ class HostSurrogate:
     """
 
     def __init__(self, host: str, name: str, **options: Any) -> None:
-        if host not in _MODULES:
-            raise unknown_name("host of surrogates", host, _MODULES)
-        makers = _makers(host)
-        if name not in makers:
-            raise unknown_name(f"surrogate of {host}", name, makers)
+        makers = _makers(checks.one_of("host of surrogates", host, _MODULES))
+        checks.one_of(f"surrogate of {host}", name, makers)
         self.host, self.name, self.options = host, name, options
         self._spike: Callable[[Tensor], Tensor] = makers[name](**options)
 

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from snn_lowlat.graph import WEIGHTED, is_sum_for_one_reader
+from snn_lowlat.neurons import is_cumulative, max_pool_window
 from snn_lowlat.neurons.surrogate import Repeat
 from snn_lowlat.training.trainable_neurons import TrainableNeurons
 
@@ -89,6 +90,9 @@ class WindowPass:
         args, kwargs = map_arg((node.args, node.kwargs), lambda before: self._value(before, node, values))
         if node.target is operator.getitem and isinstance(args[0], Tensor) and _are_slices(args[1]):
             return _Slice.apply(*args)
+        module = self._modules[str(node.target)] if node.op == "call_module" else None
+        if module is not None and is_cumulative(module) and node in self._varying:
+            return max_pool_window(module, args[0], self._timesteps)  # type: ignore[arg-type]
         fired = [
             (values[before], repeat) for before in self._reads[node] if (repeat := repeats.get(before)) is not None
         ]

@@ -229,7 +229,7 @@ def test_a_neuron_without_counterpart_is_named(model, images):
         name: SitePlan(site.threshold, site.initial_potential, site.amplitude, neuron="unheard_of")
         for name, site in plan.items()
     }
-    with pytest.raises(ValueError, match=r"snnTorch neuron 'unheard_of'.*integrate_and_fire"):
+    with pytest.raises(ValueError, match=r"neuron of site '1': 'unheard_of'.*integrate_and_fire"):
         get_backend("snntorch").build(graph, plan, images.shape[1:])
 
 

@@ -86,7 +86,7 @@ def test_a_neuron_without_counterpart_is_named(model, images):
         name: snn_lowlat.SitePlan(site.threshold, site.initial_potential, site.amplitude, neuron="unheard_of")
         for name, site in snn.plan.items()
     }
-    with pytest.raises(ValueError, match=r"SpikingJelly neuron 'unheard_of'.*integrate_and_fire"):
+    with pytest.raises(ValueError, match=r"neuron of site '1': 'unheard_of'.*integrate_and_fire"):
         get_backend("spikingjelly").build(snn_lowlat.graph.normalise(model, images), plan, images.shape[1:])
 
 

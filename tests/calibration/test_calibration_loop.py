@@ -62,7 +62,7 @@ def test_limit_draws_no_batch_too_many(graph: fx.GraphModule, images: Tensor) ->
 
     assert calibrate(graph, batches(), limit=3, progress=True)["5"].histogram.count == 12
     assert len(drawn) == 3
-    with pytest.raises(ValueError, match="at least one batch"):
+    with pytest.raises(ValueError, match="limit must be a whole number of at least 1, not 0"):
         calibrate(graph, [images], limit=0)
 
 

@@ -14,6 +14,7 @@ from snn_lowlat.evaluation import Diagnosis, SiteErrors, analyse, diagnose
 from snn_lowlat.evaluation.diagnosis import ERRORS, remedies
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.models import SmallCNN
+from snn_lowlat.neurons import MAX_POOLINGS
 from snn_lowlat.refinement import make_refinement
 from snn_lowlat.strategies import make_strategy, strategies
 from snn_lowlat.training import CeilingReLU
@@ -75,7 +76,7 @@ def test_spikes_that_come_at_the_wrong_time_are_unevenness() -> None:
     assert (diagnosis.advice.site, diagnosis.advice.error) == (second, "unevenness")
     errors = diagnosis.sites[1]
     # It fires at the first and third of four steps where it should be silent, beside an activation of one half.
-    assert errors.parts == pytest.approx({"inherited": 0, "clipping": 0, "quantisation": 0, "unevenness": 1})
+    assert errors.parts == pytest.approx(dict.fromkeys(ERRORS, 0) | {"unevenness": 1})
     assert errors.relative_error == pytest.approx(1)
     assert errors.cosine == pytest.approx(0.5**0.5)
     assert errors.firing_rates == (0.5, 0.5)
@@ -96,6 +97,7 @@ def test_a_layer_with_a_constant_current_by_hand() -> None:
     assert errors.parts == pytest.approx(
         {
             "inherited": 0.0,
+            "pooling": 0.0,
             "clipping": 0.5 / norm,  # 1.5 becomes 1
             "quantisation": (0.1**2 + 0.1**2) ** 0.5 / norm,  # 0.6 becomes 1/2, and 0.1 becomes 0
             "unevenness": 0.0,
@@ -175,6 +177,8 @@ def test_advice_names_options_that_exist(strategy: str, error: str) -> None:
             assert make_strategy(value).name != strategy
         elif key == "refinements":
             make_refinement(value.strip("[]"))
+        elif key == "max_pool":
+            assert (error, value) == ("pooling", MAX_POOLINGS[0])
         else:
             assert (key, value) == ("timesteps", "8")
 

@@ -74,7 +74,7 @@ def test_plots(images, tmp_path):
     _, events = convert(images, encoder="temporal_switch").simulate(images, record_events=True)
     plot_events(events, tmp_path / "events.png", image=6, neurons=20)
     assert (tmp_path / "events.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(ValueError, match="7 images"):
+    with pytest.raises(ValueError, match="image must be a whole number from 0 to 6"):
         plot_events(events, tmp_path / "none.png", image=7)
     with pytest.raises(ValueError, match="no layer 'conv'"):
         events.counts("conv")

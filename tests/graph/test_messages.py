@@ -127,14 +127,14 @@ def test_a_batch_norm_that_stays_in_training_is_said():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_precisions_convert(dtype):
     model, example = Net().to(dtype), images().to(dtype)
-    assert check_convertible(model, example).sites == ("F_relu",) or check_convertible(model, example)
+    assert check_convertible(model, example)
     graph = normalise(model, example)
     assert {value.dtype for value in graph.parameters()} == {dtype}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_images_of_another_type_than_the_weights_are_said(dtype):
-    (obstacle,) = obstacles(Net(), images().to(dtype))
+    (obstacle,) = check_convertible(Net(), images().to(dtype)).obstacles
     assert f"images are {str(dtype)[6:]} and weights float32" in obstacle.advice
 
 
@@ -150,17 +150,6 @@ def test_autocast_inside_forward_converts_in_the_precision_of_the_weights(part):
     assert len(find_sites(graph)) == 1
     assert {value.dtype for value in (*graph.parameters(), *graph.buffers())} == {torch.float32}
     torch.testing.assert_close(graph(images()), Autocast(part)(images()), rtol=0.1, atol=0.1)
-
-
-def test_lazy_layers_without_weights_are_named():
-    model = Net()
-    model.linear = nn.LazyLinear(5)
-    assert {o.node for o in obstacles(model)} == {"linear.weight", "linear.bias"}
-
-
-def test_layers_on_the_meta_device_are_named():
-    model = Net().to("meta")
-    assert "conv.weight" in {o.node for o in check_convertible(model, images()).obstacles}
 
 
 def test_a_network_that_takes_one_batch_size_only_is_said():
@@ -223,14 +212,13 @@ def test_obstacles_of_every_kind_are_listed_at_once():
 
         def forward(self, x):
             x = F.relu(self.conv(x))
-            x = F.max_pool2d(x + F.avg_pool2d(x, 3, 1, 1), 2)
             x = torch.floor(self.second(x))
             return self.act(x), x
 
     model = Many()
     model.second.register_forward_hook(lambda m, args, output: 2 * output)
     said = str(check_convertible(model, images()))
-    for word in ("hook", "GELU", "returns a tuple", "rounding", "sums of spikes"):
+    for word in ("hook", "GELU", "returns a tuple", "rounding"):
         assert word in said, word
 
 

@@ -5,11 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from snn_lowlat.graph.names import free_name, is_safe_name, safe_name
+from snn_lowlat.graph.names import free_name, is_safe_name, safe_name, safe_names
 
-NAMES = st.one_of(
-    st.text(), st.from_regex(r"\w+"), st.sampled_from(["self", "class", "graph", "meta", "training", "ﬁ"])
-)
+ODD = ["self", "class", "graph", "meta", "training", "ﬁ"]
+NAMES = st.one_of(st.text(), st.from_regex(r"\w+"), st.sampled_from(ODD))
 
 
 @pytest.mark.parametrize(
@@ -50,3 +49,11 @@ def test_names_that_are_taken_get_a_number():
 @pytest.mark.parametrize("name", ["a.b", "class", 'x"', "x\n", "graph", "", 3, None])
 def test_names_that_are_not_safe_are_told(name):
     assert not is_safe_name(name)
+
+
+@given(st.sets(NAMES))
+def test_names_that_become_the_same_stay_apart(wanted):
+    found = safe_names(wanted)
+    assert len(set(found.values())) == len(wanted)
+    assert all(is_safe_name(name) for name in found.values())
+    assert all(found[name] == name for name in wanted if is_safe_name(name))

@@ -184,7 +184,7 @@ def test_option_errors(statistics: SiteStatistics) -> None:
     for bad in (2.0, float("nan"), True, None):
         with pytest.raises(ValueError, match="initial_potential must be"):
             OptimizedPotential(initial_potential=bad)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="site 'a' must be fractions"):
+    with pytest.raises(ValueError, match="site 'a' must be one value or one a channel"):
         OptimizedPotential(initial_potential={"a": torch.ones(2, 2)})
     with pytest.raises(ValueError, match=r"'layer1_relu'. Did you mean 'layer2_relu'"):
         OptimizedPotential(initial_potential={"layer2_relu": torch.tensor(0.5)}).plan(statistics, 4)

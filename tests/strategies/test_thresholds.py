@@ -170,7 +170,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="unknown granularity"):
         find_threshold(site, "max", 4, granularity="chanel")
     for timesteps in (0, -1, 2.0, True):
-        with pytest.raises(ValueError, match="timesteps must be an integer"):
+        with pytest.raises(ValueError, match="timesteps must be a whole number"):
             find_threshold(site, "max", timesteps)  # type: ignore[arg-type]
     with pytest.raises(CalibrationError, match="'site' is dead"):
         find_threshold(statistics(-samples().abs()), "max", 4)

@@ -57,7 +57,7 @@ def test_ceilings_are_kept_positive() -> None:
         activation.ceiling.copy_(torch.tensor([-1.0, 0.0, 2.0]))
     activation.keep_positive()
     assert torch.equal(activation.ceiling, torch.tensor([1e-3, 1e-3, 2.0]))
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="initial must be a finite number above 0"):
         CeilingReLU(0.0)
 
 

@@ -36,8 +36,8 @@ def test_channels_have_ranges_and_negative_pixels_channels_of_their_own():
         ({"pixel_range": 0.0}, "range of the pixels"),
         ({"resolution": 1}, "grid must have levels"),
         ({"grids": ()}, "grid must have levels"),
-        ({"dimensions": 4}, "up to 3 dimensions"),
-        ({"shift": 1.0}, "shift must be in"),
+        ({"dimensions": 4}, "dimensions must be a whole number from 0 to 3"),
+        ({"shift": 1.0}, "shift must be a finite number of at least 0 and below 1"),
     ],
 )
 def test_options_without_meaning(options, message):

@@ -48,5 +48,5 @@ def test_all_round_in_the_end():
 
 @pytest.mark.parametrize("after", [-0.1, 1.0])
 def test_shares_without_meaning(after):
-    with pytest.raises(ValueError, match="after must be in"):
+    with pytest.raises(ValueError, match="after must be a finite number of at least 0 and below 1"):
         RoundLater(after)

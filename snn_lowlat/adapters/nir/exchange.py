@@ -14,13 +14,14 @@ import h5py
 import nir
 from torch import Tensor
 
+from snn_lowlat import checks
 from snn_lowlat.adapters import get_backend
 from snn_lowlat.adapters.nir.amplitudes import fold, unfold
 from snn_lowlat.adapters.nir.drift import Drift, measure
 from snn_lowlat.adapters.nir.network import Network
 from snn_lowlat.adapters.nir.reader import Reader
 from snn_lowlat.adapters.nir.writer import Writer
-from snn_lowlat.errors import ConversionError, FileFormatError, unknown_name
+from snn_lowlat.errors import ConversionError, FileFormatError
 from snn_lowlat.files import whole_file
 from snn_lowlat.graph import depth, describe
 from snn_lowlat.model import Provenance, SpikingModel, current_versions, signature
@@ -88,8 +89,9 @@ def to_nir(
     ValueError
         If the images have another shape than those the network was converted with, or there is no such pooling.
     """
-    if pooling not in ("average", "sum"):
-        raise unknown_name("pooling", pooling, ("average", "sum"))
+    snn = checks.spiking_model("snn", snn)
+    checks.one_of("pooling", pooling, ("average", "sum"))
+    checks.images("example_input", example_input, snn.provenance.input_shape)
     if snn.encoder != "direct":
         raise ConversionError(
             f"NIR can't express the input coding {snn.encoder!r}: a graph holds no random numbers. Convert the network "
@@ -183,8 +185,12 @@ def _model(
 ) -> SpikingModel:
     """Build a network; ``amplitudes`` says whether they are taken out of the weights again."""
     host = get_backend(backend)
-    if reset not in (None, "subtract"):
-        raise unknown_name("reset", reset, ("subtract",))
+    if reset is not None:
+        checks.one_of("reset", reset, ("subtract",))
+    if timesteps is not None:
+        timesteps = checks.count("timesteps", timesteps)
+    if dt is not None:
+        dt = checks.positive("dt", dt)
     if isinstance(graph, str | PathLike):
         graph = _read(Path(graph).expanduser())
     if not isinstance(graph, nir.NIRGraph):
@@ -205,7 +211,7 @@ def _model(
     return SpikingModel(
         host.build(form, reader.plan, reader.input_shape),
         reader.plan,
-        timesteps=int(metadata["timesteps"]) if timesteps is None else timesteps,
+        timesteps=_said_timesteps(metadata) if timesteps is None else timesteps,
         backend=backend,
         encoder="direct",
         seed=0,
@@ -213,6 +219,17 @@ def _model(
         structure=describe(form),
         provenance=Provenance(**_made(metadata), input_shape=reader.input_shape, signature=signature(form)),
     )
+
+
+def _said_timesteps(metadata: Mapping[str, Any]) -> int:
+    """Return how many steps a graph says to run for."""
+    said = metadata["timesteps"]
+    # Files may hold any number as an array or a float.
+    said = said.item() if hasattr(said, "item") else said
+    try:
+        return checks.count("timesteps", int(said) if isinstance(said, float) and said.is_integer() else said)
+    except ValueError as error:
+        raise ConversionError(f"the NIR graph's metadata are wrong: {error}") from error
 
 
 def _made(metadata: Mapping[str, Any]) -> dict[str, Any]:

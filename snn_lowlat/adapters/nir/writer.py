@@ -368,7 +368,9 @@ _RULES: dict[Any, Callable[[Writer, fx.Node, Any], list[_Term]]] = {
     torch.cat: Writer._joined,
 }
 
-_MAXIMUM = "NIR has no node for the maximum of currents: use average pooling, train the network again and convert it"
+_MAXIMUM = (
+    "NIR has no node for the maximum of currents or of their sums: use average pooling and train the network again"
+)
 _ONE_OR_THREE = "only layers of two dimensions are written"
 _TRANSPOSED = "NIR has no node for a transposed convolution"
 _REASONS: dict[Any, str] = {

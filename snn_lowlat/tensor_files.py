@@ -1,0 +1,110 @@
+"""Reading torch's files as data: no code in them is run, and no more memory is taken than they could fill."""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import zipfile
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from snn_lowlat.errors import FileFormatError
+from snn_lowlat.files import open_regular
+
+__all__ = ["read_tensors"]
+
+_DEEPEST = 100
+_MOST_VALUES = 1_000_000
+# Tensors may share what is stored, as tied weights do; a file that says much more than it holds is none of ours.
+_MOST_SHARED = 100
+
+_PLAIN = (str, int, float, bool, type(None))
+_GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")
+
+
+def read_tensors(path: str | PathLike[str], kind: str, *, plain: bool = False) -> Any:
+    """Read what ``torch.save`` has written: tensors and plain values in dicts, lists and tuples.
+
+    Parameters
+    ----------
+    path : path
+        The file; ``~`` stands for the home folder.
+    kind : str
+        What it should be, for the error, as in "a saved network".
+    plain : bool
+        Take nothing but tensors, numbers, strings, dicts, lists and tuples, in torch's present format. Otherwise
+        whatever ``torch.load`` takes for data.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    FileFormatError
+        If it is a folder, a pipe or a device; damaged or something else; nested too deeply, or in itself; or its
+        tensors are larger than the file could be.
+    """
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        try:
+            if plain or zipfile.is_zipfile(file):
+                _check_archive(file, size, plain)
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            _check_values(content, size, plain)
+        # A damaged file can fail in any way.
+        except Exception as error:
+            raise FileFormatError(
+                f"{path} can't be read as {kind}: it is damaged, something else, or holds more than tensors and plain "
+                f"values: {_reason(error)}"
+            ) from error
+    return content
+
+
+def _check_archive(file: BinaryIO, size: int, plain: bool) -> None:
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it is compressed, which torch's files are not")
+        if sum(entry.file_size for entry in entries) > size:
+            raise ValueError("it declares more than it holds")
+        pickles = [entry for entry in entries if entry.filename.endswith(".pkl")] if plain else []
+        for entry in pickles:
+            for code, argument, _ in pickletools.genops(archive.read(entry)):
+                if code.name in ("GLOBAL", "STACK_GLOBAL") and not _GLOBALS.fullmatch(str(argument)):
+                    raise ValueError(f"it names {argument!r}, which is neither a tensor nor a plain value")
+
+
+def _check_values(content: Any, size: int, plain: bool) -> None:
+    waiting, count, held = [(content, 0)], 0, 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if depth > _DEEPEST or count > _MOST_VALUES:
+            raise ValueError("its values are nested too deeply, or are too many")
+        if isinstance(value, Mapping):
+            waiting += [(entry, depth + 1) for pair in value.items() for entry in pair]
+        elif isinstance(value, (list, tuple, set)):
+            waiting += [(entry, depth + 1) for entry in value]
+        elif isinstance(value, Tensor):
+            if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+                raise ValueError(
+                    f"it holds a tensor of layout {value.layout} on {value.device}, only dense ones are read"
+                )
+            held += value.numel() * value.element_size()
+            if held > _MOST_SHARED * size:
+                raise ValueError(f"its tensors are larger than the file: one is of shape {tuple(value.shape)}")
+        elif plain and type(value) not in _PLAIN:
+            raise ValueError(f"it holds a {type(value).__name__}, which is neither a tensor nor a plain value")
+
+
+def _reason(error: Exception) -> str:
+    # What torch advises about files that it refuses would run the code in them.
+    refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if refused:
+        return f"it names {refused[1]}, which is code"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
