@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from snn_lowlat.graph.names import is_safe_name, safe_name, safe_names
 from snn_lowlat.graph.passes import without_ceilings
+from snn_lowlat.graph.sites import find_sites
 from snn_lowlat.neurons.max_pool import MAX_POOLS, PerStepMaxPool1d, PerStepMaxPool2d, PerStepMaxPool3d
 
 __all__ = ["describe", "fill", "rebuild", "with_safe_names"]
@@ -174,7 +175,7 @@ def with_safe_names(description: Mapping[str, Any]) -> tuple[dict[str, Any], dic
 
 
 def fill(graph: fx.GraphModule, weights: Mapping[str, Tensor], *, share: bool = False) -> None:
-    """Give a network in normal form these weights, or copies of them; ceilings alone may be missing.
+    """Give a network in normal form these weights, or copies of them; ceilings and levels alone may be missing.
 
     Raises
     ------
@@ -187,7 +188,10 @@ def fill(graph: fx.GraphModule, weights: Mapping[str, Tensor], *, share: bool = 
     shared = {name for name, value in weights.items() if share and not value.is_inference()}
     values = {name: value.detach() if name in shared else value.detach().clone() for name, value in weights.items()}
     found = graph.load_state_dict(values, strict=False, assign=True)
-    missing = [name for name in found.missing_keys if not name.endswith("_ceiling")]
+    of_activations = {
+        str(read.target) for s in find_sites(graph).values() for n in s.rest for read in n.all_input_nodes
+    }
+    missing = [name for name in found.missing_keys if name not in of_activations]
     if missing or found.unexpected_keys:
         raise KeyError(f"weights {', '.join((missing or found.unexpected_keys)[:3])}")
 

@@ -39,7 +39,7 @@ from snn_lowlat.graph.passes import fold_batch_norms
 from snn_lowlat.graph.preparing import prepared_copy
 from snn_lowlat.graph.sites import AVERAGE_POOLS
 from snn_lowlat.graph.tracer import IN_PLACE, ValueTracer
-from snn_lowlat.graph.verifying import differences, overflows, reference_dtype, trace_obstacle, unusable_values
+from snn_lowlat.graph.verifying import differences, overflows, reference_dtype, trace_obstacle, unusable_images
 from snn_lowlat.neurons import MAX_POOLS
 from snn_lowlat.neurons.accumulate_then_fire import MARGIN
 from snn_lowlat.training.activations import CeilingReLU, ValueRangeReLU
@@ -77,7 +77,7 @@ def try_normalise(model: nn.Module, example_input: Tensor) -> tuple[fx.GraphModu
     """Rewrite a network into the normal form, collecting obstacles; without any, the graph is whole and checked."""
     model = checks.network("model", model, rewritten=True)
     example_input = _small_batch(model, example_input)
-    obstacles = unusable_values(model, example_input)
+    obstacles = unusable_images(example_input)
     if obstacles:
         return None, obstacles
     tracer = ValueTracer(example_input, leaves=(CeilingReLU, ValueRangeReLU))
@@ -337,7 +337,7 @@ class Builder:
     def _follows(self, node: fx.Node) -> bool:
         """Say whether a node is an obstacle only because of one that has been found before it."""
         if node.op == "output":
-            return not self._failed.isdisjoint(node.all_input_nodes)
+            return node.args[0] in self._failed
         if self._rule(node) is None:
             return False
         images = next(len(n.meta["value"]) for n in self._traced.nodes if n.op == "placeholder")
@@ -352,7 +352,7 @@ class Builder:
         return _like(node.meta.get("value"), self._placed)
 
     def _placed(self, value: Tensor) -> fx.Node:
-        new = self._graph.placeholder(f"{self._current.name}_unknown")
+        new = self._graph.placeholder(f"unknown_{len(self._shapes)}")
         self._shapes[new] = value.shape
         return new
 
@@ -387,8 +387,8 @@ class Builder:
         return self._graph.get_attr(name)
 
     def _is_activation(self, node: fx.Node) -> bool:
-        """Say whether a node is what an activation computes, in whatever shape."""
-        while node.target in operations.SHAPES:
+        """Say whether a node is what an activation computes, rearranged or the largest of it."""
+        while node.target in operations.SHAPES or isinstance(self.module(node), MAX_POOLS):
             node = node.all_input_nodes[0]
         written = node.target is operator.mul and isinstance(node.args[0], fx.Node) and node.args[0].meta.get("written")
         return self.is_site(node) or self.clipped_site(node) is not None or bool(written)

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from snn_lowlat.graph.obstacles import Obstacle
 from snn_lowlat.graph.tracer import SignatureError
 
-__all__ = ["differences", "overflows", "reference_dtype", "trace_obstacle", "unusable_values"]
+__all__ = ["differences", "overflows", "reference_dtype", "trace_obstacle", "unusable_images"]
 
 _LARGEST_DIFFERENCE = {torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
 """How far outputs may lie apart, as a part of the largest, in numbers of few bits; 0.001 in all others."""
@@ -25,20 +25,12 @@ def reference_dtype(model: nn.Module) -> torch.dtype | None:
     return next((value.dtype for value in values), None)
 
 
-def unusable_values(model: nn.Module, example_input: Tensor) -> list[Obstacle]:
-    """Name the weights that have no values yet, and say whether the example input has NaN or infinite ones."""
-    obstacles = []
-    for name, value in chain(model.named_parameters(), model.named_buffers()):
-        if nn.parameter.is_lazy(value):
-            advice = "a lazy layer gets its weights when the network first runs: run it once, and train it"
-            obstacles.append(Obstacle(name, f"the weight {name!r}", advice))
-        elif value.is_meta:
-            advice = "it is on the meta device and has no values: load the network's weights"
-            obstacles.append(Obstacle(name, f"the weight {name!r}", advice))
-    if not _is_finite(example_input):
-        advice = "the first images contain NaN or infinity: mend the data or its normalisation"
-        obstacles.append(Obstacle("input", "the example input", advice))
-    return obstacles
+def unusable_images(example_input: Tensor) -> list[Obstacle]:
+    """Say whether the example input has NaN or infinite values."""
+    if _is_finite(example_input):
+        return []
+    advice = "the first images contain NaN or infinity: mend the data or its normalisation"
+    return [Obstacle("input", "the example input", advice)]
 
 
 def trace_obstacle(model: nn.Module, example_input: Tensor, error: Exception) -> Obstacle:
@@ -53,6 +45,8 @@ def trace_obstacle(model: nn.Module, example_input: Tensor, error: Exception) ->
         advice = (
             "it assigns to a part of a tensor: build that tensor by torch.cat or F.pad, or multiply by a constant mask"
         )
+    elif isinstance(error, NameError):
+        advice = "forward() uses what is no part of the network, perhaps another one's layers: give it its own"
     elif isinstance(error, (fx.proxy.TraceError, TypeError)):
         advice = "rewrite forward() so that it does not depend on the values of activations, and takes one tensor"
     return Obstacle("forward", f"tracing stopped: {type(error).__name__}: {error}", advice)

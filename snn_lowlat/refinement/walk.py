@@ -143,7 +143,8 @@ class LayerwiseWalk(ABC):
         bias.data = bias.data + shift.to(bias)
 
     def _corrected_spikes(self, site: Site) -> list[_Spikes]:
-        currents = self._spiking[site.current]
+        # Spikes themselves, where neurons read neurons.
+        currents = [_decoded(part) for part in self._spiking[site.current]]
         shift = self.correct_site(site, self._analog[site.node], currents)
         plan = self.plan[site.name]
         spikes = self.fired(currents, plan, shift)

@@ -119,7 +119,9 @@ def test_the_copy_can_be_copied_trained_and_converted(network: Callable[[], nn.M
     assert [m.ceiling.numel() for m in replaced.modules() if isinstance(m, CeilingReLU)].count(4) >= 1
     assert set(network().state_dict()) <= set(replaced.state_dict())
     number = sum(isinstance(module, CeilingReLU) for module in replaced.modules())
-    assert len(check_convertible(replaced.eval(), IMAGES).sites) == number
+    # Two of the five read what another activation computes, and get no neurons of their own.
+    sites = {Functional: 3}.get(network, number)
+    assert len(check_convertible(replaced.eval(), IMAGES).sites) == sites
 
 
 def test_dropout_follows_the_mode() -> None:
