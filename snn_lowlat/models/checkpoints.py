@@ -44,7 +44,7 @@ def load_weights(model: nn.Module, path: str | Path, *, optional: Collection[str
     FileNotFoundError
         If there is no such file.
     FileFormatError
-        If the file is damaged, holds no weights, or holds those of another network.
+        If the file is damaged, holds no weights, those of another network, or values that are not finite.
     """
     file = Path(path).expanduser()
     weights = _without_prefixes(_read(file), set(model.state_dict()))
@@ -58,6 +58,11 @@ def load_weights(model: nn.Module, path: str | Path, *, optional: Collection[str
         for name in expected.keys() & weights.keys()
         if weights[name].shape != expected[name].shape
     )
+    broken = sorted(name for name, value in weights.items() if not bool(torch.isfinite(value).all()))
+    if broken:
+        raise FileFormatError(
+            f"{file} holds NaN or infinite values in {_some(broken)}: the training that it comes from has failed."
+        )
     problems = [
         f"{kind}: {_some(names)}"
         for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
