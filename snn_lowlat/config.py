@@ -260,8 +260,9 @@ def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
         if OmegaConf.select(config, key) is not None:
             _whole_number(config, key)
     _whole_number(config, "seed", 0, 2**32 - 1)
-    if "batch_size" in config.data:
-        _whole_number(config, "data.batch_size")
+    for key, minimum in (("data.batch_size", 1), ("data.seed", 0), ("training.seed", 0), ("fine_tuning.seed", 0)):
+        if OmegaConf.select(config, key) is not None:
+            _whole_number(config, key, minimum)
     for key in ("strategy", "backend"):
         if config[key].get("name") is None:
             raise ConfigError(f"{key} needs a name: choose one with {key}=NAME.")

@@ -155,6 +155,7 @@ def _run(config: DictConfig, folder: Path) -> float:
     network, unfitted = _network(config, data)
     ann = _with_normalisation(network, data) if config.input_coding != "direct" else network
     _check_convertible(ann, data, strategies)
+    start = _start(config, data)
     if unfitted:
         with _stage("fitting ceilings", lower="calibration.batch_size"):
             fit_ceilings(ann, data.calibration_dataloader(config.calibration.images, config.calibration.batch_size))
@@ -220,7 +221,7 @@ def _run(config: DictConfig, folder: Path) -> float:
         evaluated(snn, folder / (f"snn_{number}_{strategy.name}.pt" if number > 1 else "snn.pt"))
         if number == 1 and config.fine_tuning.get("_target_") is not None:
             with _stage("fine-tuning", lower="data.batch_size, or raise fine_tuning.segments"):
-                tuned = _fine_tune(config, snn, ann, data, folder / "fine_tuning")
+                tuned = _fine_tune(config, snn if start is None else start, ann, data, folder / "fine_tuning")
             if tuned is None:
                 return math.nan
             evaluated(tuned.to(device), folder / "snn_fine_tuned.pt")
@@ -324,10 +325,6 @@ def _fine_tune(
     """Train a converted network on; None in a process that only helped to train."""
     own = ("max_epochs", "start")
     options = OmegaConf.masked_copy(config.fine_tuning, [str(key) for key in config.fine_tuning if key not in own])
-    if config.fine_tuning.get("start") is not None:
-        with config_errors("fine_tuning.start"):
-            snn = load(config.fine_tuning.start, backend=config.backend.name)
-            _check_start(snn, config, data)
     teacher = {"teacher": ann} if config.fine_tuning.get("distillation") else {}
     known = {"snn": snn, "num_classes": data.num_classes, "timesteps": config.timesteps}
     tuning = build(options, "fine_tuning", **known, **teacher)
@@ -430,18 +427,23 @@ def _strategy_errors(strategy: Strategy) -> Iterator[None]:
         raise ConfigError(f"strategy {strategy.name}: {error}") from error
 
 
-def _check_start(snn: SpikingModel, config: DictConfig, data: ImageDataModule) -> None:
-    """Check that a spiking network from a file is one for this run's images."""
-    wanted, found = tuple(data.input_shape), tuple(snn.provenance.input_shape)
-    if wanted != found:
-        raise ConfigError(f"it is of a network for images {list(found)}, the data's are {list(wanted)}.")
-    if snn.encoder != config.input_coding:
-        raise ConfigError(f"it is of a network with input_coding={snn.encoder}, not {config.input_coding}.")
-    if snn.provenance.precision != "fp32":
-        raise ConfigError(f"it is of a network with precision={snn.provenance.precision}; only fp32 is trained.")
-    classes = snn(torch.zeros(1, *wanted)).shape[-1]
-    if classes != data.num_classes:
-        raise ConfigError(f"it is of a network for {classes} classes, the data have {data.num_classes}.")
+def _start(config: DictConfig, data: ImageDataModule) -> SpikingModel | None:
+    """Load the spiking network that fine-tuning starts from; None if that is the converted one."""
+    if config.fine_tuning.get("start") is None:
+        return None
+    with config_errors("fine_tuning.start"):
+        snn = load(config.fine_tuning.start, backend=config.backend.name)
+        wanted, found = tuple(data.input_shape), tuple(snn.provenance.input_shape)
+        if wanted != found:
+            raise ValueError(f"it is of a network for images {list(found)}, the data's are {list(wanted)}.")
+        if snn.encoder != config.input_coding:
+            raise ValueError(f"it is of a network with input_coding={snn.encoder}, not {config.input_coding}.")
+        if snn.provenance.precision != "fp32":
+            raise ValueError(f"it is of a network with precision={snn.provenance.precision}; only fp32 is trained.")
+        classes = snn(torch.zeros(1, *wanted)).shape[-1]
+        if classes != data.num_classes:
+            raise ValueError(f"it is of a network for {classes} classes, the data have {data.num_classes}.")
+        return snn
 
 
 @contextmanager
@@ -452,9 +454,10 @@ def _stage(name: str, lower: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SnnLowlatError(
-            f"{name[0].upper() + name[1:]} needs more memory than there is: lower {lower}. What was finished before is kept. "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            f"{name[0].upper() + name[1:]} needs more memory than there is: lower {lower}. What was finished before is "
+            f"kept. ({reason})"
         ) from error
     logger.info("%s took %.1f s", name[0].upper() + name[1:], time.perf_counter() - start)
 

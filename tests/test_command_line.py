@@ -77,6 +77,11 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, number: int, epoch: int, module: ty
     monkeypatch.setattr(module, "training_step", stops)
 
 
+def leaderboard() -> list[dict[str, str]]:
+    with Path("sweep/leaderboard.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_training_that_is_told_to_stop_says_what_is_kept_and_goes_on(
     command: Command, capsys: pytest.CaptureFixture[str], number: signal.Signals
@@ -123,12 +128,12 @@ def test_a_sweep_that_is_told_to_stop_starts_no_further_run(
     assert command(*sweep) == 143
     errors = capsys.readouterr().err
     assert f"The same command with hydra.sweep.dir={Path('sweep').resolve()} goes on with this run" in errors
-    rows = list(csv.DictReader(Path("sweep/leaderboard.csv").open()))
+    rows = leaderboard()
     assert [(row["run"], row["error"]) for row in rows] == [("0", ""), ("1", "it did not finish")]
     assert not Path("sweep/2").exists()
     assert command(*sweep) == 0
     assert len(begun) == 3 + 4
-    assert [row["error"] for row in csv.DictReader(Path("sweep/leaderboard.csv").open())] == [""] * 3
+    assert [row["error"] for row in leaderboard()] == [""] * 3
 
 
 def test_fine_tuning_that_is_told_to_stop_keeps_the_converted_network(
@@ -155,7 +160,7 @@ def test_a_run_that_is_told_to_stop_before_it_has_anything_says_so(
 def test_a_failed_run_does_not_stop_a_sweep_and_is_in_the_leaderboard(command: Command) -> None:
     sweep = ("--multirun", "hydra.sweep.dir=sweep", "trainer.max_epochs=1", "strategy.threshold=mmse,ceiling,max")
     assert command(*sweep) == 1
-    rows = {row["run"]: row for row in csv.DictReader(Path("sweep/leaderboard.csv").open())}
+    rows = {row["run"]: row for row in leaderboard()}
     assert [rows[run]["error"] == "" for run in ("0", "1", "2")] == [True, False, True]
     assert "threshold=ceiling needs an activation with a trained ceiling" in rows["1"]["error"]
     assert "strategy.threshold=ceiling" in rows["1"]["overrides"]
