@@ -37,6 +37,7 @@ _AVERAGES_1D = (nn.AvgPool1d, nn.AdaptiveAvgPool1d)
 _SHAPES = (operator.getitem, torch.cat, torch.flatten, torch.reshape)
 _PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 _SUMS = (operator.add, operator.sub)
+_POOLS = (*MAX_POOLS, *_AVERAGES, *_ADAPTIVE)
 _NOTHING_BETWEEN = "it reads what another layer with weights computes, without neurons between"
 # A layer's rounding may be off by no more than this part of the currents that it is added to.
 _LEAST_RESOLUTION = 16

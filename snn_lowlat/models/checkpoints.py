@@ -62,7 +62,9 @@ def load_weights(model: nn.Module, path: str | Path, *, optional: Collection[str
         name for name, value in weights.items() if value.is_complex() or not bool(torch.isfinite(value).all())
     )
     if broken:
-        raise FileFormatError(f"{file} holds weights that are not finite real numbers: {_some(broken)}.")
+        raise FileFormatError(
+            f"{file} holds NaN, infinite or complex values in {_some(broken)}: the training that it comes from has failed."
+        )
     problems = [
         f"{kind}: {_some(names)}"
         for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import MixUp
 
 from snn_lowlat import checks
 from snn_lowlat.training.activations import CeilingReLU
+from snn_lowlat.training.resuming import TRAINER_KEY, trainer_options
 
 __all__ = ["Classifier"]
 
@@ -151,6 +152,11 @@ class Classifier(LightningModule):
         """Bring the teacher to where the network is."""
         for teacher in self._teachers:
             teacher.to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note how the trainer trains: a training goes on only in the same way."""
+        if self._trainer is not None:
+            checkpoint[TRAINER_KEY] = {"max_epochs": self.trainer.max_epochs, **trainer_options(self.trainer)}
 
     def on_train_end(self) -> None:
         """Give every process the first one's network: batch norms have measured each process's own share."""
