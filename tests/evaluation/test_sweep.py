@@ -67,7 +67,7 @@ def test_steps_can_be_chosen(timesteps: Any, listed: list[int]) -> None:
 
 @pytest.mark.parametrize("timesteps", [0, 5, [], [0, 1], [5]])
 def test_steps_the_network_does_not_simulate_are_refused(timesteps: Any) -> None:
-    with pytest.raises(ValueError, match="timesteps must .*from 1 to"):
+    with pytest.raises(ValueError, match=r"timesteps must .*from 1 to"):
         evaluate(oracle(), batches(4), timesteps=timesteps)
 
 

@@ -69,7 +69,7 @@ def test_values_keep_their_type_and_layout():
 
 @pytest.mark.parametrize("options", [{"timesteps": 0}, {"timesteps": 4, "shift": 1.0}, {"timesteps": 4, "initial": 0}])
 def test_options_without_meaning(options):
-    with pytest.raises(ValueError, match="(timesteps|shift|initial) must be"):
+    with pytest.raises(ValueError, match=r"(timesteps|shift|initial) must be"):
         QuantisedReLU(channels=None, **options)
 
 

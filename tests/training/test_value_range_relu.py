@@ -38,7 +38,7 @@ def test_the_gradient_passes_the_rounding_and_not_the_clipping():
 
 @pytest.mark.parametrize("options", [(0, 5), (4, 0.0)])
 def test_options_without_meaning(options):
-    with pytest.raises(ValueError, match="(timesteps|resolution) must be"):
+    with pytest.raises(ValueError, match=r"(timesteps|resolution) must be"):
         ValueRangeReLU(*options)
 
 
