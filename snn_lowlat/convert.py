@@ -317,16 +317,15 @@ def _check_that_it_runs(model: nn.Module, images: Tensor) -> None:
     CalibrationError
         With what the images should be, where that is known.
     """
-    images = images[:2].to(device_of(model))
     try:
-        copy.deepcopy(model).eval()(images)
+        copy.deepcopy(model).eval()(images[:2].to(device_of(model)))
     except Exception as error:
         dimensions = next((_DIMENSIONS[type(m)] for m in model.modules() if type(m) in _DIMENSIONS), None)
         weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
         advice = "give images as the network takes them"
         if images.dtype != weights:
             advice = f"its weights are of the type {weights}: give images.to({weights})"
-        elif dimensions == images.dim() + 1:
+        elif images.dim() == 1 or dimensions == images.dim() + 1:
             advice = "if a batch is one image, it needs a batch dimension: images.unsqueeze(0)"
         raise CalibrationError(
             f"the network does not run on the calibration images, of shape {[*images.shape]} and type {images.dtype} "

@@ -109,7 +109,7 @@ class Classifier(LightningModule):
         checks.network("model", model, spiking=True)
         if teacher is not None:
             checks.network("teacher", teacher, spiking=True)
-        num_classes = checks.count("num_classes", num_classes)
+        num_classes = checks.count("num_classes", num_classes, 2)
         checks.one_of("optimizer", optimizer, _OPTIMIZERS)
         checks.one_of("schedule", schedule, _SCHEDULES)
         learning_rate = checks.positive("learning_rate", learning_rate)
