@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_lowlat.answers import check_alike, class_indices, classes_of, predictions
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.devices import device_of
-from snn_lowlat.evaluation.answers import check_alike, class_indices, classes_of, predictions
 from snn_lowlat.evaluation.report import Report
 from snn_lowlat.evaluation.steps import listed_steps
 from snn_lowlat.model import SpikingModel, current_versions
@@ -86,7 +86,7 @@ def evaluate(
         for batch in tracked(loader, "evaluating", progress=progress):
             inputs, given = inputs_of(batch).to(place), _raw_labels(batch)
             outputs = _readouts(snn, inputs, steps, rates)
-            labels = class_indices(given, classes_of(outputs.shape[1:], _NO_CLASSES))
+            labels = class_indices(given, classes_of(outputs.shape[1:], _NO_CLASSES)).cpu()
             if len(inputs) != len(labels):
                 raise ValueError(f"a batch has {len(inputs)} images but {len(labels)} labels.")
             found = predictions(outputs.flatten(0, 1)).reshape(len(steps), -1)
@@ -234,7 +234,7 @@ def labels_of(batch: object, classes: int | None = None) -> Tensor:
     ValueError
         If there are none, or they are no class indices from 0 up to the number of classes.
     """
-    return class_indices(_raw_labels(batch), classes)
+    return class_indices(_raw_labels(batch), classes).cpu()
 
 
 def _raw_labels(batch: object) -> object:

@@ -208,8 +208,10 @@ def _carrier(graph: fx.GraphModule, node: fx.Node, dimension: int, channels: Map
             return _carrier(graph, node.all_input_nodes[0], 1, channels) if dimension == 1 else None
     if node.target == "permute":
         return _carrier(graph, node.all_input_nodes[0], int(str(node.args[1 + dimension])), channels)
-    if node.target in (torch.flatten, torch.reshape):
+    if node.target in (torch.flatten, torch.reshape, operator.getitem):
         (before,) = node.all_input_nodes
+        if math.prod(_shape(before)) != math.prod(_shape(node)):
+            return None
         place = _unreshaped(_shape(before), _shape(node), dimension)
         return None if place is None else _carrier(graph, before, place, channels)
     if node.target is operator.add:
