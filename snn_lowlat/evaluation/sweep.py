@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from snn_lowlat import checks
+from snn_lowlat.answers import check_alike, class_indices, classes_of, predictions
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.devices import device_of
-from snn_lowlat.evaluation.answers import check_alike, class_indices, classes_of, predictions
 from snn_lowlat.evaluation.report import Report
 from snn_lowlat.evaluation.steps import listed_steps
 from snn_lowlat.images import floating_type, usable_images
@@ -94,7 +94,7 @@ def evaluate(
             if not len(inputs):
                 continue
             outputs = _readouts(snn, inputs, steps, rates)
-            labels = class_indices(given, classes_of(outputs.shape[1:], _NO_CLASSES))
+            labels = class_indices(given, classes_of(outputs.shape[1:], _NO_CLASSES)).cpu()
             if len(inputs) != len(labels):
                 raise ValueError(f"a batch has {len(inputs)} images but {len(labels)} labels.")
             found = predictions(outputs.flatten(0, 1)).reshape(len(steps), -1)
@@ -242,7 +242,7 @@ def labels_of(batch: object, classes: int | None = None) -> Tensor:
     ValueError
         If there are none, or they are no class indices from 0 up to the number of classes.
     """
-    return class_indices(_raw_labels(batch), classes)
+    return class_indices(_raw_labels(batch), classes).cpu()
 
 
 def _raw_labels(batch: object) -> object:

@@ -63,7 +63,7 @@ def load_weights(model: nn.Module, path: str | Path, *, optional: Collection[str
     )
     if broken:
         raise FileFormatError(
-            f"{file} holds NaN, infinite or complex values in {_some(broken)}: the training that it comes from has failed."
+            f"{file} holds NaN, infinite or complex values in {_some(broken)}: the training it comes from failed."
         )
     problems = [
         f"{kind}: {_some(names)}"

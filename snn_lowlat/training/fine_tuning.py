@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from snn_lowlat import checks
 from snn_lowlat.calibration import inputs_of
@@ -57,8 +56,8 @@ class FineTuning(Classifier):
     ----------
     snn : SpikingModel
         The converted network, from either host; it is not changed.
-    num_classes : int
-        Number of classes.
+    num_classes : int or None
+        Number of classes, 1 or 2 for one logit; None if outputs are no classes: see :class:`Classifier`.
     timesteps : int, optional
         The number of steps to train for; by default the one it was converted for.
     surrogate : str or callable
@@ -107,7 +106,7 @@ class FineTuning(Classifier):
     def __init__(
         self,
         snn: SpikingModel,
-        num_classes: int,
+        num_classes: int | None,
         *,
         timesteps: int | None = None,
         surrogate: str | Surrogate = "rectangular",
@@ -178,7 +177,7 @@ class FineTuning(Classifier):
             channels_last=channels_last,
             seed=seed,
         )
-        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.train_accuracy = self.accuracy_metric()
         # In a tuple, as the teacher.
         self._source = (snn,)
 
@@ -188,7 +187,7 @@ class FineTuning(Classifier):
         return cast(TrainableNetwork, self.model)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map pictures ``[N, ...]`` to logits ``[N, num_classes]``: the readout times ``logit_scale``."""
+        """Map pictures ``[N, ...]`` to outputs, as logits ``[N, num_classes]``: the readout times ``logit_scale``."""
         if self.hparams["channels_last"] and images.dim() == 4:
             images = images.to(memory_format=torch.channels_last)
         (snn,) = self._source
@@ -240,12 +239,13 @@ class FineTuning(Classifier):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the loss of a batch."""
-        images, labels = batch if self.mixup is None else self.mixup(*batch)
-        logits = self(images)
+        images, labels = self.taught(*batch)
+        logits = self.answers(self(images))
         loss = self.learnt(images, logits, labels)
-        self.train_accuracy(logits, labels if labels.dim() == 1 else labels.argmax(1))
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
-        self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
+        if self.train_accuracy is not None:
+            self.train_accuracy(logits, labels if labels.dim() == 1 else labels.argmax(1))
+            self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(images))
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
