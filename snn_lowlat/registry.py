@@ -1,14 +1,15 @@
-"""Names for strategies and refinements: registered by decorator, found by name, open to other packages."""
+"""Names for strategies, refinements, neurons and hosts: found by name, and open to other packages."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
 from abc import ABC
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from importlib import metadata
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+from importlib import import_module, metadata
+from types import ModuleType
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from snn_lowlat.errors import unknown_name
 
-__all__ = ["Option", "Registered", "Registry"]
+__all__ = ["Catalogue", "Option", "Registered", "Registry"]
 
 Option: TypeAlias = str | float | int | bool | Tensor | dict[str, Tensor] | None
 """An option as it is saved: only types that ``torch.load(weights_only=True)`` reads."""
@@ -42,11 +43,99 @@ class Registered(ABC):  # noqa: B024 - kinds of registered classes add the abstr
         return hash(type(self))
 
 
+Entry = TypeVar("Entry")
 AnyRegistered = TypeVar("AnyRegistered", bound=Registered)
 AnyClass = TypeVar("AnyClass", bound=type[Registered])
 
 
-class Registry(Generic[AnyRegistered]):
+class Catalogue(Mapping[str, Entry]):
+    """Things of one kind by their names, this package's own and those that other packages bring.
+
+    Parameters
+    ----------
+    kind : str
+        What they are, for messages: ``"neuron"``.
+    group : str
+        The entry-point group in which other packages name theirs; it is read on the first look-up.
+    own : mapping of str to str, optional
+        This package's own, each as ``"module:attribute"``, imported when it is first looked up.
+    """
+
+    def __init__(self, kind: str, group: str, own: Mapping[str, str] | None = None) -> None:
+        self.kind = kind
+        self.group = group
+        self._entries: dict[str, Entry] = {}
+        self._waiting = dict(own or {})
+        self._discovered = False
+
+    def add(self, name: str, entry: Entry) -> Entry:
+        """Make something known by a name, and return it.
+
+        Raises
+        ------
+        ValueError
+            If something else has that name.
+        """
+        known = self._entries.get(name)
+        if (known is not None and known is not entry) or name in self._waiting:
+            raise ValueError(f"a {self.kind} {name!r} is already registered: {_place(known)}.")
+        self._entries[name] = entry
+        return entry
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """Return the registered names that match a pattern with the wildcards ``*``, ``?`` and ``[...]``, sorted."""
+        return sorted(name for name in self if fnmatchcase(name, pattern))
+
+    def find(self, name: object) -> Entry:
+        """Return what has this name; a ``ValueError`` names those there are."""
+        if not isinstance(name, str) or name not in self:
+            raise unknown_name(self.kind, name, self)
+        return self[name]
+
+    def __getitem__(self, name: str) -> Entry:
+        if name in self._waiting:
+            module, _, attribute = self._waiting[name].partition(":")
+            self._entries[name] = getattr(import_module(module), attribute)
+            del self._waiting[name]
+        return self._known()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._known(), *self._waiting])
+
+    def __len__(self) -> int:
+        return len(self._known()) + len(self._waiting)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._known() or name in self._waiting
+
+    def _known(self) -> dict[str, Entry]:
+        if not self._discovered:
+            # Set first: a module that is imported here may itself look names up.
+            self._discovered = True
+            for entry_point in metadata.entry_points(group=self.group):
+                self._load(entry_point)
+        return self._entries
+
+    def _load(self, entry_point: metadata.EntryPoint) -> None:
+        try:
+            self._accept(entry_point.name, entry_point.load())
+        except Exception as error:  # another package's fault must not stop the use of all others
+            distribution = getattr(entry_point, "dist", None)
+            owner = f"the distribution {distribution.name!r}" if distribution is not None else "an unknown distribution"
+            warnings.warn(
+                f"the {self.kind} {entry_point.name!r} of {owner} can't be loaded from {entry_point.value!r}: "
+                f"{type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+
+    def _accept(self, name: str, found: Any) -> None:
+        """Take what an entry point names: the thing itself, or a module that has added it."""
+        if not isinstance(found, ModuleType) and found not in self._entries.values():
+            self.add(name, found)
+
+
+class Registry(Catalogue[type[AnyRegistered]]):
     """The classes of one kind, by name.
 
     Parameters
@@ -61,11 +150,8 @@ class Registry(Generic[AnyRegistered]):
     """
 
     def __init__(self, kind: str, base: type[AnyRegistered], group: str) -> None:
-        self.kind = kind
+        super().__init__(kind, group)
         self.base = base
-        self.group = group
-        self._classes: dict[str, type[AnyRegistered]] = {}
-        self._discovered = False
 
     def register(self, name: str) -> Callable[[AnyClass], AnyClass]:
         """Return a class decorator that makes a class known by a name; it goes above ``@dataclass``.
@@ -85,20 +171,11 @@ class Registry(Generic[AnyRegistered]):
                 raise TypeError(
                     f"{self.kind} {name!r}: put @dataclass(frozen=True, eq=False) between the registration and class."
                 )
-            known = self._classes.get(name)
-            if known is not None and known is not cls:
-                raise ValueError(
-                    f"a {self.kind} {name!r} is already registered: {known.__module__}.{known.__qualname__}."
-                )
+            self.add(name, cls)  # type: ignore[arg-type]
             cls.name = name
-            self._classes[name] = cls  # type: ignore[assignment]
             return cls  # type: ignore[return-value]
 
         return decorate
-
-    def names(self, pattern: str = "*") -> list[str]:
-        """Return the registered names that match a pattern with the wildcards ``*``, ``?`` and ``[...]``, sorted."""
-        return sorted(name for name in self._known() if fnmatchcase(name, pattern))
 
     def make(self, given: str | AnyRegistered, **options: Any) -> AnyRegistered:
         """Return a configured object: made by name from options, or the given one with options replaced.
@@ -119,11 +196,9 @@ class Registry(Generic[AnyRegistered]):
             raise TypeError(
                 f"a {self.kind} is given by its name or as a {self.base.__name__} object, not as {given!r}{advice}."
             )
-        known = self._known()
-        if given not in known:
-            raise unknown_name(self.kind, given, known)
-        self._check_options(known[given], given, options)
-        return known[given](**options)
+        found = self.find(given)
+        self._check_options(found, given, options)
+        return found(**options)
 
     def _check_options(self, cls: type[AnyRegistered], name: str, options: dict[str, Any]) -> None:
         fields = [field.name for field in dataclasses.fields(cls) if field.init]
@@ -131,28 +206,13 @@ class Registry(Generic[AnyRegistered]):
             if option not in fields:
                 raise unknown_name(f"option of {self.kind} {name!r}:", option, fields)
 
-    def _known(self) -> dict[str, type[AnyRegistered]]:
-        if not self._discovered:
-            # Set first: a module that is imported here may itself look names up.
-            self._discovered = True
-            for entry_point in metadata.entry_points(group=self.group):
-                self._load(entry_point)
-        return self._classes
+    def _accept(self, name: str, found: Any) -> None:
+        if isinstance(found, type) and found not in self._entries.values():
+            self.register(name)(found)
 
-    def _load(self, entry_point: metadata.EntryPoint) -> None:
-        try:
-            found = entry_point.load()
-            if isinstance(found, type) and found not in self._classes.values():
-                self.register(entry_point.name)(found)
-        except Exception as error:  # another package's fault must not stop the use of all others
-            distribution = getattr(entry_point, "dist", None)
-            owner = f"the distribution {distribution.name!r}" if distribution is not None else "an unknown distribution"
-            warnings.warn(
-                f"the {self.kind} {entry_point.name!r} of {owner} can't be loaded from {entry_point.value!r}: "
-                f"{type(error).__name__}: {error}",
-                RuntimeWarning,
-                stacklevel=5,
-            )
+
+def _place(entry: object) -> str:
+    return f"{entry.__module__}.{entry.__qualname__}" if isinstance(entry, type) else repr(entry)
 
 
 def _plain(value: object) -> Option:

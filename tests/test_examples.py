@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.fixture(autouse=True)
 def _as_a_script_of_its_own(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    monkeypatch.setattr(REGISTRY, "_classes", dict(REGISTRY._classes))
+    monkeypatch.setattr(REGISTRY, "_entries", dict(REGISTRY._classes))
 
 
 def test_spikingjelly_idiom(capsys):
