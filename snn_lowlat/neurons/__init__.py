@@ -9,6 +9,7 @@ from snn_lowlat.neurons.accumulate_then_fire import (
     spike_counts,
     spread_spikes,
 )
+from snn_lowlat.neurons.base import NEURONS, NeuronModel, NeuronValues, Values, check_plan, register_neuron
 from snn_lowlat.neurons.integrate_and_fire import (
     integrate_and_fire,
     integrate_and_fire_sequence,
@@ -23,7 +24,6 @@ from snn_lowlat.neurons.max_pool import (
     is_cumulative,
     max_pool_window,
 )
-from snn_lowlat.neurons.model import NEURONS, NeuronModel, check_plan
 from snn_lowlat.neurons.parameters import per_channel
 from snn_lowlat.neurons.temporal_switch import (
     event_counts,
@@ -43,7 +43,9 @@ __all__ = [
     "MAX_POOLS",
     "NEURONS",
     "NeuronModel",
+    "NeuronValues",
     "PoolState",
+    "Values",
     "accumulate",
     "accumulate_then_fire",
     "check_plan",
@@ -60,6 +62,7 @@ __all__ = [
     "per_channel",
     "pipelined_temporal_switch",
     "pipelined_temporal_switch_step",
+    "register_neuron",
     "spike_counts",
     "spread_spikes",
     "switch_events",

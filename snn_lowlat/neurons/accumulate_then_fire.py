@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from snn_lowlat.neurons.base import NeuronModel, NeuronValues, register_neuron, whole
 from snn_lowlat.neurons.parameters import per_channel
 
-__all__ = ["MARGIN", "accumulate", "accumulate_then_fire", "spike_counts", "spread_spikes"]
+__all__ = [
+    "ACCUMULATE_THEN_FIRE",
+    "MARGIN",
+    "accumulate",
+    "accumulate_then_fire",
+    "count_in_window",
+    "spike_counts",
+    "spread_spikes",
+]
 
 MARGIN = 2.0**-12
 """By how many spikes a sum may fall short of a threshold and still reach it.
@@ -112,3 +123,47 @@ def accumulate_then_fire(currents: Tensor, threshold: Tensor, initial_potential:
     timesteps = currents.shape[0]
     counts = spike_counts(accumulate(currents), timesteps, threshold, initial_potential)
     return torch.stack([spread_spikes(counts, step, timesteps) for step in range(1, timesteps + 1)])
+
+
+def count_in_window(mean: Tensor, timesteps: int, values: NeuronValues) -> Tensor:
+    """Count the spikes that a window of currents with this mean is worth; see :func:`spike_counts`."""
+    return spike_counts(mean, timesteps, values.threshold, values.initial_potential, times=timesteps)
+
+
+class _State(NamedTuple):
+    """The step in the window, from 1; what its currents add up to so far; how often neurons fire in this window."""
+
+    step: int
+    charge: Tensor
+    counts: Tensor
+
+
+def _window(currents: Tensor, values: NeuronValues) -> Tensor:
+    return accumulate_then_fire(currents, values.threshold, values.initial_potential)
+
+
+def _rest(current: Tensor, values: NeuronValues, start: int) -> _State:
+    # Windows follow one another from the first step on, whatever has not arrived yet.
+    return _State(0, torch.zeros_like(current), torch.zeros_like(current))
+
+
+@torch.no_grad()
+def _step(current: Tensor, state: _State, values: NeuronValues) -> tuple[Tensor, _State]:
+    timesteps = int(values.parameters["timesteps"])
+    step = state.step + 1 if state.step < timesteps else 1
+    charge, counts = current if step == 1 else state.charge + current, state.counts
+    spikes = spread_spikes(counts, step, timesteps)
+    if step == timesteps:
+        counts = spike_counts(charge, timesteps, values.threshold, values.initial_potential)
+    return spikes, _State(step, charge, counts)
+
+
+ACCUMULATE_THEN_FIRE = register_neuron(
+    NeuronModel(
+        *("accumulate_then_fire", _window, _rest, _step, _State, "charge"),
+        counts=count_in_window,
+        delay=lambda timesteps, values: timesteps,
+        parameters={"timesteps": whole},
+    )
+)
+"""Sees its whole window, and fires evenly in the next."""

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from snn_lowlat import checks
+from snn_lowlat.neurons.base import NeuronModel, NeuronValues, register_neuron
 from snn_lowlat.neurons.parameters import per_channel
 
-__all__ = ["integrate_and_fire", "integrate_and_fire_sequence", "integrate_and_fire_step"]
+__all__ = [
+    "INTEGRATE_AND_FIRE",
+    "LEAKY_INTEGRATE_AND_FIRE",
+    "integrate_and_fire",
+    "integrate_and_fire_sequence",
+    "integrate_and_fire_step",
+]
 
 
 def integrate_and_fire_step(
@@ -122,3 +132,42 @@ def integrate_and_fire(currents: Tensor, threshold: Tensor, initial_potential: T
     rest = torch.zeros(currents.shape[1:], dtype=currents.dtype, device=currents.device)
     # The initial potential stays apart from the state so that rounding is the same as in SpikingJelly's neuron.
     return integrate_and_fire_sequence(currents, rest, threshold, initial_potential, leak)[0]
+
+
+class _State(NamedTuple):
+    potential: Tensor
+
+
+def _leak(values: NeuronValues) -> float:
+    return float(values.parameters.get("leak", 1.0))
+
+
+def _window(currents: Tensor, values: NeuronValues) -> Tensor:
+    return integrate_and_fire(currents, values.threshold, values.initial_potential, _leak(values))
+
+
+def _rest(current: Tensor, values: NeuronValues, start: int) -> _State:
+    return _State(torch.zeros_like(current))
+
+
+def _step(current: Tensor, state: _State, values: NeuronValues) -> tuple[Tensor, _State]:
+    spikes, potential = integrate_and_fire_step(
+        current, state.potential, values.threshold, values.initial_potential, _leak(values)
+    )
+    return spikes, _State(potential)
+
+
+INTEGRATE_AND_FIRE = register_neuron(
+    NeuronModel("integrate_and_fire", _window, _rest, _step, _State, "potential", soft_reset=True, nir=True)
+)
+"""Reset by subtraction, no leak."""
+
+LEAKY_INTEGRATE_AND_FIRE = register_neuron(
+    NeuronModel(
+        *("leaky_integrate_and_fire", _window, _rest, _step, _State, "potential"),
+        parameters={"leak": checks.fraction},
+        soft_reset=True,
+        integers=False,
+    )
+)
+"""Reset by subtraction, and a leak."""

@@ -10,13 +10,21 @@ paper itself. The three output rules here are a reconstruction that keeps what i
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from snn_lowlat.neurons.accumulate_then_fire import accumulate, spike_counts
+from snn_lowlat import checks
+from snn_lowlat.neurons.accumulate_then_fire import accumulate, count_in_window, spike_counts
+from snn_lowlat.neurons.base import NeuronModel, NeuronValues, register_neuron, whole
 from snn_lowlat.neurons.parameters import per_channel
 
 __all__ = [
+    "ONLINE_TEMPORAL_SWITCH",
+    "PIPELINED_TEMPORAL_SWITCH",
+    "TEMPORAL_SWITCH",
     "event_counts",
     "online_temporal_switch",
     "online_temporal_switch_step",
@@ -256,3 +264,118 @@ def online_temporal_switch(
         )
         states[step] = state
     return states
+
+
+class _State(NamedTuple):
+    """What a window's neurons remember.
+
+    The step in the window, from 1; how many windows have begun; what this window's currents add up to so far, and what
+    the last one's did; for how many steps neurons have been on in this window; and which are on.
+    """
+
+    step: int
+    windows: int
+    charge: Tensor | None
+    seen: Tensor | None
+    sent: Tensor | None
+    on: Tensor
+
+
+def _gap(values: NeuronValues) -> int:
+    return int(values.parameters.get("gap", values.parameters["timesteps"]))
+
+
+def _window(currents: Tensor, values: NeuronValues) -> Tensor:
+    gap = int(values.parameters.get("gap", len(currents)))
+    if gap >= len(currents):
+        return temporal_switch(currents, values.threshold, values.initial_potential)
+    return pipelined_temporal_switch(currents, values.threshold, values.initial_potential, gap)
+
+
+def _rest(current: Tensor, values: NeuronValues, start: int) -> _State:
+    return _State(-start, 0, None, None, None, torch.zeros_like(current))
+
+
+@torch.no_grad()
+def _step(current: Tensor, state: _State, values: NeuronValues) -> tuple[Tensor, _State]:
+    timesteps, gap = int(values.parameters["timesteps"]), _gap(values)
+    step = state.step + 1 if state.step < timesteps else 1
+    charge = current if state.charge is None or step <= 1 else state.charge + current
+    windows, seen, sent, on = state.windows, state.seen, state.sent, state.on
+    if step == 1:
+        seen, windows = state.charge if windows else None, windows + 1
+    filled = charge if step > gap else seen
+    if step >= 1 and filled is not None:
+        if sent is None or step == gap % timesteps + 1:
+            sent = torch.zeros_like(current)
+        on = pipelined_temporal_switch_step(filled, sent, on, timesteps, values.threshold, values.initial_potential)
+        sent = sent + on
+    return on, _State(step, windows, charge, seen, sent, on)
+
+
+def _delay_of_pipelined(timesteps: int, values: NeuronValues | None) -> int:
+    if values is None:
+        raise ValueError("the latency of pipelined neurons depends on their gap: give their plan.")
+    return int(values.parameters["gap"])
+
+
+def _transmissions(states: Tensor, values: NeuronValues) -> Tensor:
+    return switch_events(states)
+
+
+def _transmission_counts(durations: Tensor, values: NeuronValues) -> Tensor:
+    return event_counts(durations)
+
+
+TEMPORAL_SWITCH = register_neuron(
+    NeuronModel(
+        *("temporal_switch", _window, _rest, _step, _State, "charge"),
+        counts=count_in_window,
+        transmissions=_transmissions,
+        transmission_counts=_transmission_counts,
+        delay=lambda timesteps, values: timesteps,
+        parameters={"timesteps": whole},
+    )
+)
+"""Sees its whole window, and is on from the start of the next."""
+
+PIPELINED_TEMPORAL_SWITCH = register_neuron(
+    NeuronModel(
+        *("temporal_switch_pipelined", _window, _rest, _step, _State, "charge"),
+        transmissions=_transmissions,
+        delay=_delay_of_pipelined,
+        parameters={"timesteps": whole, "gap": partial(whole, minimum=0)},
+    )
+)
+"""May be on once in each window, from ``gap`` steps after its start."""
+
+
+class _OnlineState(NamedTuple):
+    potential: Tensor
+    on: Tensor
+
+
+def _online_window(currents: Tensor, values: NeuronValues) -> Tensor:
+    parameters = values.threshold, values.initial_potential, float(values.parameters["hysteresis"])
+    return online_temporal_switch(currents, *parameters)
+
+
+def _online_rest(current: Tensor, values: NeuronValues, start: int) -> _OnlineState:
+    return _OnlineState(torch.zeros_like(current), torch.zeros_like(current))
+
+
+@torch.no_grad()
+def _online_step(current: Tensor, state: _OnlineState, values: NeuronValues) -> tuple[Tensor, _OnlineState]:
+    parameters = values.threshold, values.initial_potential, float(values.parameters["hysteresis"])
+    on, potential = online_temporal_switch_step(current, state.potential, state.on, *parameters)
+    return on, _OnlineState(potential, on)
+
+
+ONLINE_TEMPORAL_SWITCH = register_neuron(
+    NeuronModel(
+        *("temporal_switch_online", _online_window, _online_rest, _online_step, _OnlineState, "potential"),
+        transmissions=_transmissions,
+        parameters={"hysteresis": partial(checks.number, minimum=1)},
+    )
+)
+"""Answers within the step, and may switch more than once."""

@@ -47,7 +47,7 @@ def fire(currents: Tensor, plan: SitePlan) -> Tensor:
     Tensor
         Spikes ``[T, N, C, ...]``, not yet multiplied by the plan's amplitude.
     """
-    return NEURONS[plan.neuron].run(currents, plan)
+    return NEURONS[plan.neuron].window(currents, plan)
 
 
 def count_spikes(mean: Tensor, timesteps: int, plan: SitePlan) -> Tensor:

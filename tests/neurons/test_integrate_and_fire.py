@@ -83,6 +83,6 @@ def test_registry() -> None:
     model = NEURONS["integrate_and_fire"]
     currents, threshold, potential = case(True)
     plan = SitePlan(threshold, potential, threshold)
-    assert torch.equal(model.run(currents, plan), integrate_and_fire(currents, threshold, potential))
+    assert torch.equal(model.window(currents, plan), integrate_and_fire(currents, threshold, potential))
     assert model.online
     assert model.latency_steps(8, 19) == 8

@@ -120,7 +120,7 @@ def test_hysteresis_sends_fewer_events_for_the_same_value():
 def test_what_each_kind_transmits():
     plan = SitePlan(torch.tensor(1.0), torch.tensor(0.5), torch.tensor(1.0), "temporal_switch", {"timesteps": 4})
     model = NEURONS["temporal_switch"]
-    states = model.run(torch.rand(4, 3, 2, generator=torch.Generator().manual_seed(0)), plan)
+    states = model.window(torch.rand(4, 3, 2, generator=torch.Generator().manual_seed(0)), plan)
     events = model.transmissions(states, plan)
     assert events.shape == (5, 3, 2)
     assert torch.equal(events.abs().sum(0), model.transmission_counts(states.sum(0), plan))
