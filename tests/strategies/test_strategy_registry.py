@@ -31,7 +31,7 @@ class Unit(Strategy):
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry.REGISTRY, "_entries", dict(registry.REGISTRY._classes))
+    monkeypatch.setattr(registry.REGISTRY, "_entries", dict(registry.REGISTRY._entries))
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_objects_pass_and_take_options() -> None:
     assert make_strategy(strategy, granularity="layer") == OptimizedPotential(threshold="max", granularity="layer")
 
 
-def test_entry_points_bring_entries_and_modules(entry_points: list[object]) -> None:
+def test_entry_points_bring_classes_and_modules(entry_points: list[object]) -> None:
     loads = []
 
     def load() -> type[Strategy]:
