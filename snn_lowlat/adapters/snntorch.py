@@ -21,20 +21,16 @@ from snn_lowlat.adapters.windows import align_windows, window_length
 from snn_lowlat.errors import SnnLowlatError, unknown_name
 from snn_lowlat.graph import current_shapes, find_sites, without_ceilings
 from snn_lowlat.neurons import (
-    PoolState,
-    accumulate_then_fire,
+    NEURONS,
+    Delay,
+    MaxPoolStream,
+    NeuronStream,
+    Stream,
+    Values,
     check_plan,
-    cumulative_max_pool_step,
     integrate_and_fire_sequence,
     is_cumulative,
-    max_pool_window,
-    online_temporal_switch,
-    online_temporal_switch_step,
-    pipelined_temporal_switch,
-    pipelined_temporal_switch_step,
-    spike_counts,
-    spread_spikes,
-    temporal_switch,
+    map_state,
 )
 from snn_lowlat.plan import Plan, SitePlan
 from snn_lowlat.simulation import is_online
@@ -42,9 +38,10 @@ from snn_lowlat.simulation import is_online
 __all__ = [
     "AccumulateThenFire",
     "ChargeMaxPool",
-    "DelayLine",
     "IntegrateAndFire",
     "OnlineTemporalSwitch",
+    "Spiking",
+    "Streaming",
     "Surrogate",
     "TemporalSwitch",
     "build",
@@ -211,365 +208,171 @@ class IntegrateAndFire(snntorch.Leaky):  # type: ignore[misc]
         return spikes * self.graded_spikes_factor.detach()  # type: ignore[no-any-return]
 
 
-class _WindowModule(nn.Module):
-    """What has to see a whole window: in a time loop, windows of ``timesteps`` steps stream through it.
+class Streaming(nn.Module):
+    """What remembers something from step to step, in a time loop; see :class:`snn_lowlat.neurons.Stream`.
 
-    Each layer fires in the window after the one it has seen, as pipelined hardware does. With :attr:`counting` set,
-    the module maps a window's mean currents to its mean output instead; with :attr:`folded_steps`, one whole window
-    ``[T * N, C, ...]``.
+    In a time loop windows follow one another, and each layer of neurons that see a window before they fire does so in
+    the window after it, as pipelined hardware does. With :attr:`counting` set, the module maps a window's mean currents
+    to its mean output instead; with :attr:`folded_steps`, one whole window ``[T * N, C, ...]``.
 
     Parameters
     ----------
-    timesteps : int
-        The window's length.
-    start : int
-        In a time loop, the steps that pass before the first window.
+    stream : Stream
+        What it does.
     *args, **kwargs
         Another base class's.
     """
 
-    step: int
-    mem: Tensor | None
+    memory: Any
+    batch: torch.Size | None
 
-    def __init__(self, *args: Any, timesteps: int, start: int = 0, **kwargs: Any) -> None:
+    def __init__(self, stream: Stream | None, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.timesteps = timesteps
-        self.start = start
+        self._stream = stream
         self.counting: int | None = None
         self.folded_steps: int | None = None
         self.reset_mem()
+
+    @property
+    def stream(self) -> Stream:
+        """What it does, with the values that it has now."""
+        assert self._stream is not None
+        return self._stream
 
     def forward(self, input_: Tensor) -> Tensor:
         """Map the currents of one step ``[N, C, ...]`` to the output of one step."""
         if self.counting is not None:
-            return self.mean_output(input_, self.counting)
+            return self.stream.mean(input_, self.counting)
         if self.folded_steps is not None:
-            return self.window(input_.reshape(self.folded_steps, -1, *input_.shape[1:])).flatten(0, 1)
-        # A new window starts after the last step of one; where the batch's size changes, all starts anew.
-        if self.mem is None or self.mem.shape != input_.shape:
-            self.reset_mem()
-            self.step = 1 - self.start
-        else:
-            self.step = self.step + 1 if self.step < self.timesteps else 1
-        return self.stream(input_)
+            return self.stream.window(input_.reshape(self.folded_steps, -1, *input_.shape[1:])).flatten(0, 1)
+        if self.batch != input_.shape:  # another batch begins
+            self.memory, self.batch = self.stream.rest(input_), input_.shape
+        output, self.memory = self.stream.step(input_, self.memory)
+        return output
 
     def reset_mem(self) -> None:
-        """Start a new window, with nothing left of the ones before."""
-        self.step = 0
-        self.mem = None
+        """Forget everything, the batch's size too."""
+        self.memory = self.batch = None
 
-    def stream(self, current: Tensor) -> Tensor:
-        """Map the currents of step :attr:`step`, ``[N, C, ...]``, to the output of one step.
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.memory = map_state(fn, self.memory)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
-        The window's steps are numbered from 1; those before the first window are 0 and less.
+    def extra_repr(self) -> str:
+        """Show what it does."""
+        return str(self.stream)
+
+
+class Spiking(Streaming, snntorch.SpikingNeuron):  # type: ignore[misc]
+    """Neurons of any model of :data:`snn_lowlat.neurons.NEURONS`; their output is their spikes times the amplitude.
+
+    Parameters
+    ----------
+    plan : SitePlan
+        The model's name, threshold, initial potential and amplitude, ``[]`` or ``[C]``, and what else the model needs.
+    dimensions : int
+        The number of dimensions of the currents, ``[N, C, ...]``: two or more.
+    start : int
+        In a time loop, the steps that pass before the first window.
+    """
+
+    threshold: Tensor
+    graded_spikes_factor: Tensor
+    initial_potential: Tensor
+    spikes: Tensor | None
+    before: Tensor | None
+
+    def __init__(self, plan: SitePlan, dimensions: int, start: int = 0) -> None:
+        super().__init__(
+            None,
+            threshold=_spread(plan.threshold, dimensions),
+            graded_spikes_factor=_spread(plan.amplitude, dimensions),
+            spike_grad=Surrogate(),
+            init_hidden=True,
+        )
+        snntorch.SpikingNeuron.instances.remove(self)
+        self.register_buffer("initial_potential", _spread(plan.initial_potential, dimensions))
+        self.neuron = plan.neuron
+        self.start = start
+        self.parameters_ = dict(plan.parameters)
+
+    @property
+    def stream(self) -> NeuronStream:
+        """The neurons, with the values that they have now."""
+        values = Values(_flat(self.threshold), _flat(self.initial_potential), self.parameters_)
+        return NeuronStream(NEURONS[self.neuron], values, self.start)
+
+    @property
+    def mem(self) -> Tensor | None:
+        """The membrane potential after the last step, or what the window's currents add up to, ``[N, C, ...]``."""
+        return getattr(self.memory, NEURONS[self.neuron].membrane, None)
+
+    @property
+    def state(self) -> Tensor | None:
+        """What the neurons fired in the last step of a time loop, 1 or 0: for those that switch, which are on."""
+        return self.spikes
+
+    @property
+    def event(self) -> Tensor | None:
+        """What neurons that switch sent in the last step of a time loop: 1 (ON), -1 (OFF) or 0, ``[N, C, ...]``.
+
+        Raises
+        ------
+        AttributeError
+            If they send their spikes.
         """
-        raise NotImplementedError
+        if NEURONS[self.neuron].transmissions is None:
+            raise AttributeError(f"neurons of kind {self.neuron!r} send their spikes, not the changes of a state.")
+        return None if self.spikes is None or self.before is None else self.spikes - self.before
 
-    def window(self, currents: Tensor) -> Tensor:
-        """Map a window's currents to the output of the window that follows, ``[T, N, C, ...]``."""
-        raise NotImplementedError
+    def forward(self, input_: Tensor) -> Tensor:
+        """Map the currents of one step ``[N, C, ...]`` to the spikes of one step times the amplitude."""
+        fresh = self.batch != input_.shape
+        spikes = super().forward(input_.detach())
+        if self.counting is None and self.folded_steps is None:
+            self.before, self.spikes = torch.zeros_like(spikes) if fresh else self.spikes, spikes
+        return spikes * self.graded_spikes_factor
 
-    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
-        """Map the mean currents of a window of so many steps to the mean output, both ``[N, C, ...]``."""
-        raise NotImplementedError
-
-
-class _WindowNeuron(_WindowModule, snntorch.SpikingNeuron):  # type: ignore[misc]
-    """Neurons that see a window before they fire, of any kind; no gradients pass.
-
-    Parameters
-    ----------
-    plan : SitePlan
-        Threshold, initial potential and amplitude, ``[]`` or ``[C]``, and the window's length ``timesteps``.
-    dimensions : int
-        The number of dimensions of the currents, ``[N, C, ...]``: two or more.
-    """
-
-    threshold: Tensor
-    graded_spikes_factor: Tensor
-    initial_potential: Tensor
-
-    def __init__(self, plan: SitePlan, dimensions: int) -> None:
-        super().__init__(
-            threshold=_spread(plan.threshold, dimensions),
-            graded_spikes_factor=_spread(plan.amplitude, dimensions),
-            spike_grad=Surrogate(),
-            init_hidden=True,
-            timesteps=int(plan.parameters["timesteps"]),
-        )
-        snntorch.SpikingNeuron.instances.remove(self)
-        self.register_buffer("initial_potential", _spread(plan.initial_potential, dimensions))
-
-    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
-        """Map mean currents to the mean of the spikes times the amplitude."""
-        return self._counts(mean, timesteps, times=timesteps).mul_(self.graded_spikes_factor / timesteps)
+    def reset_mem(self) -> None:
+        """Forget everything: the next step starts from rest."""
+        super().reset_mem()
+        self.spikes = self.before = None
 
     def site_plan(self, plan: SitePlan) -> SitePlan:
         """Return the site's plan with the values that these neurons have now."""
-        return _site_plan(self, plan)
-
-    def extra_repr(self) -> str:
-        """Show how many thresholds there are, and the window."""
-        return f"thresholds={self.threshold.numel()}, timesteps={self.timesteps}"
-
-    def _counts(self, charge: Tensor, timesteps: int, times: int = 1) -> Tensor:
-        threshold, initial_potential = _flat(self.threshold), _flat(self.initial_potential)
-        return spike_counts(charge, timesteps, threshold, initial_potential, times=times)
-
-
-class AccumulateThenFire(_WindowNeuron):
-    """Neurons that add up the currents of a window and fire in the next; see :func:`snn_lowlat.neurons.spike_counts`.
-
-    ``mem`` is what the window's currents add up to so far. A network of these, stepped with the same input in each
-    window, gives its output in window ``depth + 1``: run it for ``SpikingModel.latency_steps`` steps and average the
-    last ``timesteps`` outputs. No gradients pass.
-
-    Parameters
-    ----------
-    plan : SitePlan
-        Threshold, initial potential and amplitude, ``[]`` or ``[C]``, and the window's length ``timesteps``.
-    dimensions : int
-        The number of dimensions of the currents, ``[N, C, ...]``: two or more.
-    """
-
-    def reset_mem(self) -> None:
-        """Start a new window, with nothing left of the ones before."""
-        super().reset_mem()
-        self.counts: Tensor | None = None
-
-    def stream(self, current: Tensor) -> Tensor:
-        """Map the currents of one step to the spikes of one step, those of the window before, times the amplitude."""
-        if self.counts is None or self.counts.shape != current.shape:
-            self.counts = torch.zeros_like(current)
-        spikes = spread_spikes(self.counts, self.step, self.timesteps)
-        self.mem = current.detach() if self.mem is None or self.step == 1 else self.mem + current.detach()
-        if self.step == self.timesteps:
-            self.counts = self._counts(self.mem, self.timesteps)
-        return spikes * self.graded_spikes_factor
-
-    def window(self, currents: Tensor) -> Tensor:
-        """Map a window's currents to the spikes of the window that follows, times the amplitude."""
-        spikes = accumulate_then_fire(currents, _flat(self.threshold), _flat(self.initial_potential))
-        return spikes * self.graded_spikes_factor
-
-
-class TemporalSwitch(_WindowNeuron):
-    """Neurons that are on for a time in each window; see :func:`snn_lowlat.neurons.pipelined_temporal_switch`.
-
-    Their output is the amplitude while they are on: times a weight it is what the synapse's register holds. What they
-    send is the change of their state, :attr:`event`. ``mem`` is what the window's currents add up to so far.
-
-    Parameters
-    ----------
-    plan : SitePlan
-        Threshold, initial potential and amplitude, ``[]`` or ``[C]``; as parameters the window's length ``timesteps``,
-        and ``gap`` if the neurons switch before they have seen all of it.
-    dimensions : int
-        The number of dimensions of the currents, ``[N, C, ...]``: two or more.
-    """
-
-    state: Tensor | None
-    before: Tensor | None
-    sent: Tensor | None
-    seen: Tensor | None
-
-    def __init__(self, plan: SitePlan, dimensions: int) -> None:
-        super().__init__(plan, dimensions)
-        self.gap = int(plan.parameters.get("gap", self.timesteps))
-
-    @property
-    def event(self) -> Tensor | None:
-        """What the neurons sent in the last step of a time loop: 1 (ON), -1 (OFF) or 0, ``[N, C, ...]``."""
-        return None if self.state is None or self.before is None else self.state - self.before
-
-    def reset_mem(self) -> None:
-        """Start a new window, with nothing left of the ones before."""
-        super().reset_mem()
-        self.state = self.before = self.sent = self.seen = None
-        self.windows = 0
-
-    def stream(self, current: Tensor) -> Tensor:
-        """Map the currents of one step to the states of one step, times the amplitude."""
-        current = current.detach()
-        last, state = self.mem, torch.zeros_like(current) if self.state is None else self.state
-        self.mem = current if last is None or self.step <= 1 else last + current
-        if self.step == 1:
-            self.seen = last if self.windows else None
-            self.windows += 1
-        charge = self.mem if self.step > self.gap else self.seen
-        self.before = self.state = state
-        if self.step >= 1 and charge is not None:
-            if self.sent is None or self.step == self.gap % self.timesteps + 1:
-                self.sent = torch.zeros_like(current)
-            threshold, initial_potential = _flat(self.threshold), _flat(self.initial_potential)
-            self.state = pipelined_temporal_switch_step(
-                charge, self.sent, state, self.timesteps, threshold, initial_potential
-            )
-            self.sent = self.sent + self.state
-        return self.state * self.graded_spikes_factor
-
-    def window(self, currents: Tensor) -> Tensor:
-        """Map a window's currents to the states of the window that follows, times the amplitude."""
-        threshold, initial_potential = _flat(self.threshold), _flat(self.initial_potential)
-        if self.gap >= len(currents):
-            states = temporal_switch(currents, threshold, initial_potential)
-        else:
-            states = pipelined_temporal_switch(currents, threshold, initial_potential, self.gap)
-        return states * self.graded_spikes_factor
-
-
-class OnlineTemporalSwitch(snntorch.SpikingNeuron):  # type: ignore[misc]
-    """Neurons that answer within the step; see :func:`snn_lowlat.neurons.online_temporal_switch`.
-
-    Their output is the amplitude while they are on; what they send is the change of their state, :attr:`event`. ``mem``
-    is the membrane potential after the step, counted from the initial potential. No gradients pass.
-
-    Parameters
-    ----------
-    plan : SitePlan
-        Threshold, initial potential and amplitude, ``[]`` or ``[C]``, and ``hysteresis`` as a parameter.
-    dimensions : int
-        The number of dimensions of the currents, ``[N, C, ...]``: two or more.
-    """
-
-    threshold: Tensor
-    graded_spikes_factor: Tensor
-    initial_potential: Tensor
-    mem: Tensor | None
-    state: Tensor | None
-    before: Tensor | None
-
-    def __init__(self, plan: SitePlan, dimensions: int) -> None:
-        super().__init__(
-            threshold=_spread(plan.threshold, dimensions),
-            graded_spikes_factor=_spread(plan.amplitude, dimensions),
-            spike_grad=Surrogate(),
-            init_hidden=True,
+        return replace(
+            plan,
+            threshold=_flat(self.threshold),
+            initial_potential=_flat(self.initial_potential),
+            amplitude=_flat(self.graded_spikes_factor),
         )
-        snntorch.SpikingNeuron.instances.remove(self)
-        self.register_buffer("initial_potential", _spread(plan.initial_potential, dimensions))
-        self.hysteresis = float(plan.parameters["hysteresis"])
-        self.folded_steps: int | None = None
-        self.reset_mem()
-
-    @property
-    def event(self) -> Tensor | None:
-        """What the neurons sent in the last step of a time loop: 1 (ON), -1 (OFF) or 0, ``[N, C, ...]``."""
-        return None if self.state is None or self.before is None else self.state - self.before
-
-    def forward(self, input_: Tensor) -> Tensor:
-        """Map the currents of one step ``[N, C, ...]`` to states times the amplitude, of the same shape."""
-        input_ = input_.detach()
-        parameters = _flat(self.threshold), _flat(self.initial_potential), self.hysteresis
-        if self.folded_steps is not None:
-            currents = input_.reshape(self.folded_steps, -1, *input_.shape[1:])
-            return online_temporal_switch(currents, *parameters).flatten(0, 1) * self.graded_spikes_factor
-        if self.mem is None or self.state is None or self.mem.shape != input_.shape:
-            self.mem = self.state = torch.zeros_like(input_)
-        self.before = self.state
-        self.state, self.mem = online_temporal_switch_step(input_, self.mem, self.state, *parameters)
-        return self.state * self.graded_spikes_factor
-
-    def reset_mem(self) -> None:
-        """Forget everything: the next step starts from the initial potential, with all neurons off."""
-        self.mem = self.state = self.before = None
-
-    def site_plan(self, plan: SitePlan) -> SitePlan:
-        """Return the site's plan with the values that these neurons have now."""
-        return _site_plan(self, plan)
 
     def extra_repr(self) -> str:
-        """Show how many thresholds there are, and the hysteresis."""
-        return f"thresholds={self.threshold.numel()}, hysteresis={self.hysteresis:g}"
+        """Show the model, its parameters and how many thresholds there are."""
+        parameters = "".join(f", {name}={value:g}" for name, value in self.parameters_.items())
+        return f"{self.neuron}{parameters}, thresholds={self.threshold.numel()}"
 
 
-class DelayLine(nn.Module):
-    """What makes a shortcut wait, in a time loop, for the layers that it leaves out; with a whole window nothing.
-
-    Parameters
-    ----------
-    steps : int
-        For how many steps it holds what it is given, at least 1.
-    """
-
-    held: list[Tensor]
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.steps = steps
-        self.counting: int | None = None
-        self.folded_steps: int | None = None
-        self.reset_mem()
-
-    def forward(self, input_: Tensor) -> Tensor:
-        """Map ``[N, ...]`` to what was given so many steps before; zeros at first."""
-        if self.counting is not None or self.folded_steps is not None:
-            return input_
-        if not self.held or self.held[-1].shape != input_.shape:
-            self.held = [torch.zeros_like(input_)] * self.steps
-        out, *rest = self.held
-        self.held = [*rest, input_]
-        return out
-
-    def reset_mem(self) -> None:
-        """Forget what is held."""
-        self.held = []
-
-    def extra_repr(self) -> str:
-        """Show the delay."""
-        return f"steps={self.steps}"
+# Each of these is any model's neurons; the names are those that models once had.
+AccumulateThenFire = TemporalSwitch = OnlineTemporalSwitch = Spiking
 
 
-class ChargeMaxPool(nn.Module):
-    """A max-pool in front of neurons: it pools what currents add up to; see :mod:`snn_lowlat.neurons.max_pool`.
+class ChargeMaxPool(Streaming):
+    """A max-pool in front of neurons: it pools what currents add up to; see :class:`snn_lowlat.neurons.MaxPoolStream`.
 
     Parameters
     ----------
     pool : Module
         Torch's max-pool.
     timesteps : int, optional
-        The length of the windows after which it starts anew, in front of neurons that see a window before they fire. By
-        default it goes on until it is reset.
+        The length of the windows after which it starts anew. By default it goes on until it is reset.
     start : int
         In a time loop, the steps that pass before the first window.
     """
 
-    step: int
-    state: PoolState | None
-
     def __init__(self, pool: nn.Module, timesteps: int | None = None, start: int = 0) -> None:
-        super().__init__()
-        self.pool: nn.Module = pool
-        self.timesteps = timesteps
-        self.start = start
-        self.counting: int | None = None
-        self.folded_steps: int | None = None
-        self.reset_mem()
-
-    def forward(self, input_: Tensor) -> Tensor:
-        """Map the currents of one step ``[N, C, ...]`` to pooled currents."""
-        if self.counting is not None:
-            return self.pool(input_)  # type: ignore[no-any-return]
-        if self.folded_steps is not None:
-            return max_pool_window(self.pool, input_, self.folded_steps)
-        # Where the batch's size changes, all starts anew.
-        if self.state is None or self.state[0].shape != input_.shape:
-            self.step, self.state = 1 - self.start, None
-        else:
-            self.step += 1
-        if self.timesteps is not None and self.step > self.timesteps:
-            self.step = 1
-        pooled, self.state = cumulative_max_pool_step(self.pool, input_, self.state if self.step > 1 else None)
-        return pooled
-
-    def reset_mem(self) -> None:
-        """Forget what has been summed up."""
-        self.step = 0
-        self.state = None
-
-    def extra_repr(self) -> str:
-        """Show the window."""
-        return f"timesteps={self.timesteps}"
+        super().__init__(MaxPoolStream(pool, timesteps, start))
+        self.pool = pool
 
 
 def _spread(values: Tensor, dimensions: int) -> Tensor:
@@ -581,25 +384,14 @@ def _flat(values: Tensor) -> Tensor:
     return values.detach().reshape(-1) if values.dim() else values.detach()
 
 
-def _site_plan(neurons: Any, plan: SitePlan) -> SitePlan:
-    """Return a site's plan with the threshold, initial potential and amplitude that its neurons have now."""
-    return replace(
-        plan,
-        threshold=_flat(neurons.threshold),
-        initial_potential=_flat(neurons.initial_potential),
-        amplitude=_flat(neurons.graded_spikes_factor),
-    )
+def _neurons(plan: SitePlan, dimensions: int, start: int) -> nn.Module:
+    if NEURONS[plan.neuron].soft_reset:
+        return IntegrateAndFire(plan, dimensions)
+    return Spiking(plan, dimensions, start)
 
 
-_NEURONS: dict[str, Callable[[SitePlan, int], nn.Module]] = {
-    "integrate_and_fire": IntegrateAndFire,
-    "leaky_integrate_and_fire": IntegrateAndFire,
-    "accumulate_then_fire": AccumulateThenFire,
-    "temporal_switch": TemporalSwitch,
-    "temporal_switch_pipelined": TemporalSwitch,
-    "temporal_switch_online": OnlineTemporalSwitch,
-}
-"""How each neuron model is built from snnTorch's modules."""
+def _delay_line(steps: int) -> Streaming:
+    return Streaming(Delay(steps))
 
 
 def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.GraphModule:
@@ -608,15 +400,10 @@ def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.G
     reference = next(network.parameters(), torch.empty(0))
     shapes = current_shapes(network, input_shape)
     check_plan(plan, find_sites(network))
-    for site_plan in plan.values():
-        if site_plan.neuron not in _NEURONS:
-            raise unknown_name("snnTorch neuron", site_plan.neuron, _NEURONS)
-    starts = align_windows(network, plan, DelayLine)
+    starts = align_windows(network, plan, _delay_line)
     for site in find_sites(network).values():
         site_plan = plan[site.name]
-        neurons = _NEURONS[site_plan.neuron](site_plan, len(shapes[site.name]) + 1)
-        if isinstance(neurons, TemporalSwitch):
-            neurons.start = starts.get(site.name, 0)
+        neurons = _neurons(site_plan, len(shapes[site.name]) + 1, starts.get(site.name, 0))
         setattr(network, site.name, neurons.to(reference))
     window = None if is_online(plan) else window_length(plan)
     for name, module in list(network.named_children()):
@@ -635,7 +422,7 @@ def reset(network: nn.Module) -> None:
         are reset too.
     """
     for module in network.modules():
-        if isinstance(module, (snntorch.SpikingNeuron, ChargeMaxPool, DelayLine)) and hasattr(module, "reset_mem"):
+        if isinstance(module, (snntorch.SpikingNeuron, Streaming)) and hasattr(module, "reset_mem"):
             module.reset_mem()
 
 
@@ -674,7 +461,7 @@ def _on_all(network: nn.Module, attribute: str, value: int) -> Iterator[None]:
 
 def spiking_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Return the neuron modules by the names of their sites, in order."""
-    kinds = (IntegrateAndFire, AccumulateThenFire, TemporalSwitch, OnlineTemporalSwitch)
+    kinds = (IntegrateAndFire, Spiking)
     return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
 
 

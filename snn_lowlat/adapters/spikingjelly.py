@@ -16,7 +16,7 @@ Every registered strategy is also a recipe that the stock converter runs, by nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -29,23 +29,19 @@ from spikingjelly.activation_based.ann2snn.recipes.step_mode_adapters import ada
 from torch import Tensor, fx, nn
 
 from snn_lowlat.adapters.windows import align_windows, window_length
-from snn_lowlat.errors import SnnLowlatError, unknown_name
+from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.graph import find_sites, without_ceilings
 from snn_lowlat.neurons import (
-    PoolState,
-    accumulate_then_fire,
+    NEURONS,
+    Delay,
+    MaxPoolStream,
+    NeuronStream,
+    Stream,
+    Values,
     check_plan,
-    cumulative_max_pool,
-    cumulative_max_pool_step,
     integrate_and_fire_sequence,
     is_cumulative,
-    online_temporal_switch,
-    online_temporal_switch_step,
-    pipelined_temporal_switch,
-    pipelined_temporal_switch_step,
-    spike_counts,
-    spread_spikes,
-    temporal_switch,
+    map_state,
 )
 from snn_lowlat.plan import Plan, SitePlan
 from snn_lowlat.simulation import is_online
@@ -54,13 +50,11 @@ if TYPE_CHECKING:
     from snn_lowlat.strategies import Strategy
 
 __all__ = [
-    "AccumulateThenFireNode",
     "ChargeMaxPool",
-    "DelayLine",
     "IntegrateAndFireNode",
     "LowLatencyRecipe",
-    "OnlineTemporalSwitchNode",
-    "TemporalSwitchNode",
+    "SpikingNode",
+    "Streaming",
     "build",
     "count",
     "current_plan",
@@ -129,337 +123,160 @@ class IntegrateAndFireNode(neuron.ActivationAwareIFNode):  # type: ignore[misc]
         return self.leak == 1 and super()._can_use_registered_multi_step(x_seq, v)
 
 
-class _WindowModule(base.MemoryModule):  # type: ignore[misc]
-    """What has to see a whole window: in multi-step mode one window is given whole, in single-step mode it streams.
+class Streaming(base.MemoryModule):  # type: ignore[misc]
+    """What remembers something from step to step, in both step modes; see :class:`snn_lowlat.neurons.Stream`.
 
-    In single-step mode windows of ``timesteps`` steps follow one another, and each layer fires in the window after the
-    one it has seen, as pipelined hardware does. With :attr:`counting` set, the module maps a window's mean currents
-    to its mean output instead.
+    In single-step mode windows follow one another, and each layer of neurons that see a window before they fire does so
+    in the window after it, as pipelined hardware does. In multi-step mode such windows are given whole; others go on
+    from the steps before. With :attr:`counting` set, the module maps a window's mean currents to its mean output.
 
     Parameters
     ----------
-    timesteps : int
-        The window's length.
-    start : int
-        In single-step mode, the steps that pass before the first window.
+    stream : Stream
+        What it does.
     """
 
-    step: int
-    charge: Any
+    memory: Any
+    batch: Any
 
-    def __init__(self, timesteps: int, start: int = 0) -> None:
+    def __init__(self, stream: Stream | None) -> None:
         super().__init__()
-        self.timesteps = timesteps
-        self.start = start
+        self._stream = stream
         self.counting: int | None = None
-        self.register_memory("step", 0)
-        self.register_memory("charge", None)
+        self.register_memory("memory", None)
+        self.register_memory("batch", None)
+
+    @property
+    def stream(self) -> Stream:
+        """What it does, with the values that it has now."""
+        assert self._stream is not None
+        return self._stream
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Map ``[N, C, ...]``, or ``[T, N, C, ...]`` in multi-step mode, to the same shape."""
+        """Map ``[N, C, ...]``, or ``[T, N, C, ...]`` in multi-step mode, to outputs."""
         if self.counting is not None:
-            return self.mean_output(x, self.counting)
+            return self.stream.mean(x, self.counting)
         return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
 
-    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
-        """Map the mean currents of a window of so many steps to the mean output, both ``[N, C, ...]``."""
-        raise NotImplementedError
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        """Map the currents of one step, ``[N, C, ...]``, to the output of one step."""
+        if self.batch != x.shape:  # another batch begins
+            self.memory, self.batch = self.stream.rest(x), x.shape
+        output, self.memory = self.stream.step(x, self.memory)
+        return output
 
-    def add(self, current: Tensor) -> int:
-        """Add one step's currents to the window's charge; return the step's number in the window, from 1.
+    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+        """Map the currents of several steps, ``[T, N, C, ...]``, to outputs: one whole window, or what goes on."""
+        if self.stream.continues:
+            return torch.stack([self.single_step_forward(x) for x in x_seq])
+        return self.stream.window(x_seq)
 
-        A new window starts after the last step of one; where the batch's size changes all starts anew. Before the first
-        window the number is 0 or less.
-        """
-        fresh = not isinstance(self.charge, Tensor) or self.charge.shape != current.shape
-        self.step = 1 - self.start if fresh else self.step + 1 if self.step < self.timesteps else 1
-        self.charge = current if self.step <= 1 else self.charge + current
-        return self.step
+    def detach(self) -> None:
+        """Cut what it remembers off from the graph of gradients."""
+        super().detach()
+        self.memory = map_state(Tensor.detach, self.memory)
+
+    def _apply(self, fn: Any) -> nn.Module:
+        self.memory = map_state(fn, self.memory)
+        return super()._apply(fn)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
-        """Show the window and the step mode."""
-        return f"timesteps={self.timesteps}, step_mode={self.step_mode}"
+        """Show what it does and the step mode."""
+        return f"{self.stream}, step_mode={self.step_mode}"
 
 
-class _WindowNeuron(_WindowModule):
-    """Neurons that see a window before they fire, of any kind.
+class SpikingNode(Streaming):
+    """Neurons of any model of :data:`snn_lowlat.neurons.NEURONS`; their output is their spikes, 1 or 0.
 
     Parameters
     ----------
     plan : SitePlan
-        Threshold and initial potential, ``[]`` or ``[C]``, and the window's length ``timesteps`` as a parameter.
+        The model's name, threshold and initial potential, ``[]`` or ``[C]``, and what else the model needs.
     start : int
         In single-step mode, the steps that pass before the first window.
     """
 
+    fired: Any
+    before: Any
+
     def __init__(self, plan: SitePlan, start: int = 0) -> None:
-        super().__init__(int(plan.parameters["timesteps"]), start)
+        super().__init__(None)
+        self.neuron = plan.neuron
+        self.start = start
+        self.parameters_ = dict(plan.parameters)
         self.register_buffer("v_threshold", plan.threshold.clone())
         self.register_buffer("v_offset", plan.initial_potential.clone())
+        self.register_memory("fired", None)
+        self.register_memory("before", None)
 
-    def mean_output(self, mean: Tensor, timesteps: int) -> Tensor:
-        """Map mean currents to the mean of the spikes, ``[N, C, ...]``."""
-        counts = spike_counts(mean, timesteps, self.v_threshold, self.v_offset, times=timesteps)
-        return counts.div_(timesteps)
+    @property
+    def stream(self) -> NeuronStream:
+        """The neurons, with the values that they have now."""
+        return NeuronStream(NEURONS[self.neuron], Values(self.v_threshold, self.v_offset, self.parameters_), self.start)
 
+    @property
+    def v(self) -> Any:
+        """The membrane potential after the last step, or what the window's currents add up to, ``[N, C, ...]``."""
+        return getattr(self.memory, NEURONS[self.neuron].membrane, None)
 
-class AccumulateThenFireNode(_WindowNeuron):
-    """Neurons that add up the currents of a window and fire in the next; see :func:`snn_lowlat.neurons.spike_counts`.
+    @property
+    def state(self) -> Any:
+        """What the neurons fired in the last step of single-step mode: for those that switch, which are on."""
+        return self.fired
 
-    A network of these, stepped in single-step mode with the same input in each window, gives its output in window
-    ``depth + 1``: run it for ``SpikingModel.latency_steps`` steps and average the last ``timesteps`` outputs.
+    @property
+    def event(self) -> Tensor:
+        """What neurons that switch sent in the last step of single-step mode: 1 (ON), -1 (OFF) or 0, ``[N, C, ...]``.
 
-    Parameters
-    ----------
-    plan : SitePlan
-        Threshold and initial potential, ``[]`` or ``[C]``, and the window's length ``timesteps`` as a parameter.
-    """
-
-    def __init__(self, plan: SitePlan) -> None:
-        super().__init__(plan)
-        self.counts: Any
-        self.register_memory("counts", None)
+        Raises
+        ------
+        AttributeError
+            If they send their spikes.
+        """
+        if NEURONS[self.neuron].transmissions is None:
+            raise AttributeError(f"neurons of kind {self.neuron!r} send their spikes, not the changes of a state.")
+        return self.fired - self.before  # type: ignore[no-any-return]
 
     def single_step_forward(self, x: Tensor) -> Tensor:
-        """Take the currents of one step and return the spikes of one step: those of the window before."""
-        step = self.add(x)
-        if not isinstance(self.counts, Tensor) or self.counts.shape != x.shape:
-            self.counts = torch.zeros_like(x)
-        spikes = spread_spikes(self.counts, step, self.timesteps)
-        if step == self.timesteps:
-            self.counts = spike_counts(self.charge, self.timesteps, self.v_threshold, self.v_offset)
+        """Take the currents of one step, ``[N, C, ...]``, and return the spikes of one step."""
+        fresh = self.batch != x.shape
+        spikes = super().single_step_forward(x)
+        self.before, self.fired = torch.zeros_like(spikes) if fresh else self.fired, spikes
         return spikes
 
-    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
-        """Map one window's currents to the spikes of the window that follows, ``[T, N, C, ...]``."""
-        return accumulate_then_fire(x_seq, self.v_threshold, self.v_offset)
-
-
-class TemporalSwitchNode(_WindowNeuron):
-    """Neurons that are on for a time in each window; see :func:`snn_lowlat.neurons.pipelined_temporal_switch`.
-
-    Their output is their state, 1 or 0: times a weight it is what the synapse's register holds. What they send is the
-    change of it, :attr:`event`.
-
-    Parameters
-    ----------
-    plan : SitePlan
-        Threshold and initial potential, ``[]`` or ``[C]``; as parameters the window's length ``timesteps``, and ``gap``
-        if the neurons switch before they have seen all of it.
-    start : int
-        In single-step mode, the steps that pass before the first window.
-    """
-
-    def __init__(self, plan: SitePlan, start: int = 0) -> None:
-        super().__init__(plan, start)
-        self.gap = int(plan.parameters.get("gap", self.timesteps))
-        self.state: Any
-        self.before: Any
-        self.sent: Any
-        self.seen: Any
-        self.windows: int
-        self.register_memory("state", None)
-        self.register_memory("before", None)
-        self.register_memory("sent", None)
-        self.register_memory("seen", None)
-        self.register_memory("windows", 0)
-
-    @property
-    def event(self) -> Tensor:
-        """What the neurons sent in the last step of single-step mode: 1 (ON), -1 (OFF) or 0, ``[N, C, ...]``."""
-        return self.state - self.before  # type: ignore[no-any-return]
-
-    def single_step_forward(self, x: Tensor) -> Tensor:
-        """Take the currents of one step and return which neurons are on in it."""
-        last, known = self.charge, self.state
-        if not isinstance(known, Tensor) or known.shape != x.shape:
-            self.state, self.seen, self.windows = torch.zeros_like(x), None, 0
-        step = self.add(x)
-        if step == 1:
-            self.seen = last if self.windows else None
-            self.windows += 1
-        self.before = self.state
-        charge = self.charge if step > self.gap else self.seen
-        if step >= 1 and charge is not None:
-            sent = torch.zeros_like(x) if step == self.gap % self.timesteps + 1 else self.sent
-            self.state = pipelined_temporal_switch_step(
-                charge, sent, self.state, self.timesteps, self.v_threshold, self.v_offset
-            )
-            self.sent = sent + self.state
-        return self.state  # type: ignore[no-any-return]
-
-    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
-        """Map one window's currents to the states of the window that follows, ``[T, N, C, ...]``."""
-        if self.gap >= len(x_seq):
-            return temporal_switch(x_seq, self.v_threshold, self.v_offset)
-        return pipelined_temporal_switch(x_seq, self.v_threshold, self.v_offset, self.gap)
-
     def extra_repr(self) -> str:
-        """Show the window, the gap and the step mode."""
-        return f"{super().extra_repr()}, gap={self.gap}"
+        """Show the model, its parameters and the step mode."""
+        parameters = "".join(f", {name}={value:g}" for name, value in self.parameters_.items())
+        return f"{self.neuron}{parameters}, step_mode={self.step_mode}"
 
 
-class OnlineTemporalSwitchNode(base.MemoryModule):  # type: ignore[misc]
-    """Neurons that answer within the step; see :func:`snn_lowlat.neurons.online_temporal_switch`.
-
-    Their output is their state, 1 or 0; what they send is the change of it, :attr:`event`.
-
-    Parameters
-    ----------
-    plan : SitePlan
-        Threshold and initial potential, ``[]`` or ``[C]``, and ``hysteresis`` as a parameter.
-    """
-
-    def __init__(self, plan: SitePlan) -> None:
-        super().__init__()
-        self.hysteresis = float(plan.parameters["hysteresis"])
-        self.register_buffer("v_threshold", plan.threshold.clone())
-        self.register_buffer("v_offset", plan.initial_potential.clone())
-        self.v: Any
-        self.state: Any
-        self.before: Any
-        self.register_memory("v", None)
-        self.register_memory("state", None)
-        self.register_memory("before", None)
-
-    @property
-    def event(self) -> Tensor:
-        """What the neurons sent in the last step of single-step mode: 1 (ON), -1 (OFF) or 0, ``[N, C, ...]``."""
-        return self.state - self.before  # type: ignore[no-any-return]
-
-    def single_step_forward(self, x: Tensor) -> Tensor:
-        """Take the currents of one step and return which neurons are on in it."""
-        if not isinstance(self.v, Tensor) or self.v.shape != x.shape:
-            self.v = self.state = torch.zeros_like(x)
-        self.before = self.state
-        self.state, self.v = online_temporal_switch_step(
-            x, self.v, self.state, self.v_threshold, self.v_offset, self.hysteresis
-        )
-        return self.state  # type: ignore[no-any-return]
-
-    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
-        """Map currents, from rest, to states, ``[T, N, C, ...]``."""
-        return online_temporal_switch(x_seq, self.v_threshold, self.v_offset, self.hysteresis)
-
-    def extra_repr(self) -> str:
-        """Show the hysteresis and the step mode."""
-        return f"hysteresis={self.hysteresis:g}, step_mode={self.step_mode}"
-
-
-class DelayLine(base.MemoryModule):  # type: ignore[misc]
-    """What makes a shortcut wait, in single-step mode, for the layers that it leaves out; in multi-step mode nothing.
-
-    Parameters
-    ----------
-    steps : int
-        For how many steps it holds what it is given, at least 1.
-    """
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.steps = steps
-        self.counting: int | None = None
-        self.held: Any
-        self.register_memory("held", None)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Map ``[N, ...]``, or ``[T, N, ...]`` in multi-step mode, to the same shape."""
-        return x if self.counting is not None else super().forward(x, *args, **kwargs)
-
-    def single_step_forward(self, x: Tensor) -> Tensor:
-        """Map ``[N, ...]`` to what was given so many steps before; zeros at first."""
-        if not self.held or self.held[-1].shape != x.shape:
-            self.held = [torch.zeros_like(x)] * self.steps
-        out, *rest = self.held
-        self.held = [*rest, x]
-        return out  # type: ignore[no-any-return]
-
-    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
-        """Return the window as it is: each layer's steps are counted from the start of its own."""
-        return x_seq
-
-    def extra_repr(self) -> str:
-        """Show the delay and the step mode."""
-        return f"steps={self.steps}, step_mode={self.step_mode}"
-
-
-class ChargeMaxPool(base.MemoryModule):  # type: ignore[misc]
-    """A max-pool in front of neurons: it pools what currents add up to; see :mod:`snn_lowlat.neurons.max_pool`.
+class ChargeMaxPool(Streaming):
+    """A max-pool in front of neurons: it pools what currents add up to; see :class:`snn_lowlat.neurons.MaxPoolStream`.
 
     Parameters
     ----------
     pool : Module
         Torch's max-pool.
     timesteps : int, optional
-        The length of the windows after which it starts anew, in front of neurons that see a window before they fire. By
-        default it goes on until it is reset.
+        The length of the windows after which it starts anew. By default it goes on until it is reset.
     start : int
         In single-step mode, the steps that pass before the first window.
     """
 
     def __init__(self, pool: nn.Module, timesteps: int | None = None, start: int = 0) -> None:
-        super().__init__()
+        super().__init__(MaxPoolStream(pool, timesteps, start))
         self.pool = pool
-        self.timesteps = timesteps
-        self.start = start
-        self.counting: int | None = None
-        self.step: int
-        self.sums: Any
-        self.maxima: Any
-        self.register_memory("step", 0)
-        self.register_memory("sums", None)
-        self.register_memory("maxima", None)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Map ``[N, C, ...]``, or ``[T, N, C, ...]`` in multi-step mode, to pooled currents."""
-        if self.counting is not None:
-            return self.pool(x)  # type: ignore[no-any-return]
-        return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
-
-    def single_step_forward(self, x: Tensor) -> Tensor:
-        """Map ``[N, C, ...]`` to pooled currents."""
-        state = self._state(x)
-        self.step = 1 - self.start if self.sums is None else self.step + 1
-        if self.timesteps is not None and self.step > self.timesteps:
-            self.step = 1
-        pooled, state = cumulative_max_pool_step(self.pool, x, state if self.step > 1 else None)
-        self.sums, self.maxima = state
-        return pooled
-
-    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
-        """Map ``[T, N, C, ...]`` to pooled currents: one whole window, or what follows the steps before."""
-        pooled, state = cumulative_max_pool(self.pool, x_seq, self._state(x_seq[0]) if self.timesteps is None else None)
-        if self.timesteps is None and state is not None:
-            self.sums, self.maxima = state
-            self.step += len(x_seq)
-        return pooled
-
-    def extra_repr(self) -> str:
-        """Show the window and the step mode."""
-        return f"timesteps={self.timesteps}, step_mode={self.step_mode}"
-
-    def _state(self, current: Tensor) -> PoolState | None:
-        # Where the batch's size changes all starts anew.
-        if not isinstance(self.sums, Tensor) or self.sums.shape != current.shape:
-            self.step, self.sums, self.maxima = 0, None, None
-            return None
-        return self.sums, self.maxima
 
 
-def _integrate_and_fire(plan: SitePlan) -> nn.Module:
+def _neurons(plan: SitePlan, start: int) -> nn.Module:
+    if not NEURONS[plan.neuron].soft_reset:
+        return SpikingNode(plan, start)
     leak = plan.parameters.get("leak", 1.0)
     return IntegrateAndFireNode(plan.threshold, plan.initial_potential, channel_dim=_CHANNEL_DIM, leak=leak)
 
 
-_NEURONS: dict[str, Callable[[SitePlan], nn.Module]] = {
-    "integrate_and_fire": _integrate_and_fire,
-    "leaky_integrate_and_fire": _integrate_and_fire,
-    "accumulate_then_fire": AccumulateThenFireNode,
-    "temporal_switch": TemporalSwitchNode,
-    "temporal_switch_pipelined": TemporalSwitchNode,
-    "temporal_switch_online": OnlineTemporalSwitchNode,
-}
-"""How each neuron model is built from SpikingJelly's modules."""
+def _delay_line(steps: int) -> Streaming:
+    return Streaming(Delay(steps))
 
 
 def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.GraphModule:
@@ -467,15 +284,10 @@ def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.G
     network = without_ceilings(graph)
     reference = next(iter(network.parameters()), torch.empty(0))
     check_plan(plan, find_sites(network))
-    for site_plan in plan.values():
-        if site_plan.neuron not in _NEURONS:
-            raise unknown_name("SpikingJelly neuron", site_plan.neuron, _NEURONS)
-    starts = align_windows(network, plan, DelayLine)
+    starts = align_windows(network, plan, _delay_line)
     for site in find_sites(network).values():
         site_plan = plan[site.name]
-        neurons = _NEURONS[site_plan.neuron](site_plan)
-        if isinstance(neurons, TemporalSwitchNode):
-            neurons.start = starts.get(site.name, 0)
+        neurons = _neurons(site_plan, starts.get(site.name, 0))
         setattr(network, site.name, neurons.to(reference))
         amplitude = f"{site.name}_amplitude"
         network.add_submodule(amplitude, ChannelVoltageScaler(site_plan.amplitude, _CHANNEL_DIM).to(reference))
@@ -535,7 +347,7 @@ def count(network: nn.Module, inputs: Tensor, timesteps: int) -> Tensor:
 
     Only for networks whose neurons all see their whole window before they fire.
     """
-    windows = [module for module in network.modules() if isinstance(module, (_WindowModule, ChargeMaxPool, DelayLine))]
+    windows = [module for module in network.modules() if isinstance(module, Streaming)]
     with _step_mode(network, "s"):
         for module in windows:
             module.counting = timesteps
@@ -548,7 +360,7 @@ def count(network: nn.Module, inputs: Tensor, timesteps: int) -> Tensor:
 
 def spiking_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Return the neuron modules by the names of their sites, in order."""
-    kinds = (IntegrateAndFireNode, AccumulateThenFireNode, TemporalSwitchNode, OnlineTemporalSwitchNode)
+    kinds = (IntegrateAndFireNode, SpikingNode)
     return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
 
 

@@ -14,7 +14,7 @@ from snn_lowlat.neurons.loops import checksum
 __all__ = ["Sight", "Watch"]
 
 # How a network is being run or trained at the moment, and what neurons remember between steps, is no part of it.
-_PASSING = {"training", "_step_mode", "_store_v_seq", "counting", "folded_steps", "step", "windows"}
+_PASSING = {"training", "_step_mode", "_store_v_seq", "counting", "folded_steps", "memory", "batch"}
 _PASSING |= {"_backend", "detach_reset"}
 _SURROGATE = "surrogate_function"
 _OF_EVERY_MODULE = set(nn.Module().__dict__)

@@ -19,7 +19,7 @@ from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import without_ceilings
 from snn_lowlat.graph.sites import BATCH_NORMS, find_sites
 from snn_lowlat.graph.whole_numbers import LEVELS
-from snn_lowlat.neurons.max_pool import MAX_POOLS
+from snn_lowlat.neurons import MAX_POOLS, NEURONS
 from snn_lowlat.plan import Plan, SitePlan
 
 __all__ = ["LEVELS", "original_of", "to_integers", "with_rounded_weights"]
@@ -42,7 +42,6 @@ _NOTHING_BETWEEN = "it reads what another layer with weights computes, without n
 # A layer's rounding may be off by no more than this part of the currents that it is added to.
 _LEAST_RESOLUTION = 16
 _ORIGINAL = "original"
-_LEAKING = "leaky_integrate_and_fire"
 
 
 @dataclass(frozen=True)
@@ -306,8 +305,10 @@ class _Rewriting:
     def _neurons(self, node: fx.Node) -> _Value:
         site = self.sites[node]
         before = self.plan[site.name]
-        if before.neuron == _LEAKING:
-            raise ConversionError(f"layer {site.name!r} has leaky neurons, and a leak is no whole number.")
+        if not NEURONS[before.neuron].integers:
+            raise ConversionError(
+                f"layer {site.name!r} has neurons of the model {before.neuron!r}, whose values are no whole numbers."
+            )
         current = self._as_current(site.current, node)
         unit = self._per_channel(current.unit, site.current)
         threshold = (before.threshold.double() / unit).round().clamp(min=1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from snn_lowlat.graph.sites import Site, find_sites
-from snn_lowlat.neurons.max_pool import MAX_POOLS
+from snn_lowlat.neurons import MAX_POOLS, NEURONS
 from snn_lowlat.plan import Plan, SitePlan
 
 __all__ = ["LEVELS", "WholeNumbers", "whole_numbers"]
@@ -20,7 +20,6 @@ __all__ = ["LEVELS", "WholeNumbers", "whole_numbers"]
 LEVELS = 127
 """The largest magnitude of a weight: eight bits, one of them the sign."""
 
-_LEAKING = "leaky_integrate_and_fire"
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 _SHAPES = (operator.getitem, torch.flatten, torch.reshape, "permute")
@@ -109,7 +108,7 @@ class _Reading:
         numbers = _is_whole(plan.threshold) and _is_whole(plan.initial_potential)
         exact = current is not None and current.largest * self.timesteps < self.exact
         worth_one = bool((plan.amplitude == 1).all())
-        self.everything &= numbers and exact and worth_one and plan.neuron != _LEAKING
+        self.everything &= numbers and exact and worth_one and NEURONS[plan.neuron].integers
         return _Range(0, 1) if worth_one else None
 
     def _module(self, node: fx.Node, read: _Range | None) -> _Range | None:

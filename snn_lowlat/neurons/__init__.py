@@ -25,6 +25,7 @@ from snn_lowlat.neurons.max_pool import (
     max_pool_window,
 )
 from snn_lowlat.neurons.parameters import per_channel
+from snn_lowlat.neurons.streams import Delay, MaxPoolStream, NeuronStream, Stream, map_state
 from snn_lowlat.neurons.temporal_switch import (
     event_counts,
     online_temporal_switch,
@@ -42,9 +43,13 @@ __all__ = [
     "MAX_POOLINGS",
     "MAX_POOLS",
     "NEURONS",
+    "Delay",
+    "MaxPoolStream",
     "NeuronModel",
+    "NeuronStream",
     "NeuronValues",
     "PoolState",
+    "Stream",
     "Values",
     "accumulate",
     "accumulate_then_fire",
@@ -56,6 +61,7 @@ __all__ = [
     "integrate_and_fire_sequence",
     "integrate_and_fire_step",
     "is_cumulative",
+    "map_state",
     "max_pool_window",
     "online_temporal_switch",
     "online_temporal_switch_step",

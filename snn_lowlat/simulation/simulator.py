@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from snn_lowlat.graph import current_shapes, find_sites, is_sum_for_one_reader, whole_numbers
-from snn_lowlat.neurons import is_cumulative, max_pool_window, per_channel
+from snn_lowlat.neurons import NEURONS, is_cumulative, max_pool_window, per_channel
 from snn_lowlat.plan import Plan
 from snn_lowlat.simulation.integer_layers import IntegerConvolution, has_integer_kernels, use_integer_kernels
 from snn_lowlat.simulation.reference import fire
@@ -25,7 +25,6 @@ __all__ = ["Observer", "Simulator"]
 Observer = Callable[[str, Tensor], None]
 """``observe(site, spikes)`` is called at each site with what its neurons fire, 0 or 1, ``[T, N, C, ...]``."""
 
-_SCANNED = ("integrate_and_fire", "leaky_integrate_and_fire")
 _SHAPES = (operator.getitem, torch.cat, torch.flatten, torch.reshape)
 _FOR_BYTES = (IntegerConvolution, nn.Flatten, nn.Identity, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 
@@ -126,7 +125,7 @@ def _sums_before_neurons(graph: fx.GraphModule, plan: Plan, input_shape: Sequenc
     for name, site in find_sites(graph).items():
         node = site.current
         terms = node.all_input_nodes
-        if not is_sum_for_one_reader(node) or plan[name].neuron not in _SCANNED:
+        if not is_sum_for_one_reader(node) or not NEURONS[plan[name].neuron].soft_reset:
             continue
         if all(term.op != "get_attr" and term.meta["tensor_meta"].shape[1:] == shapes[name] for term in terms):
             first, second = sorted(terms, key=lambda term: _factor(graph, term, shapes[name]) is not None)
@@ -180,7 +179,7 @@ class _Interpreter(fx.Interpreter):
             factor = sums[name].factor if name in sums else None
             dtype = torch.uint8 if on_bytes and bool((site.amplitude == 1).all()) else None
             for watched, amplitude in ((False, site.amplitude), (True, torch.ones(()))):
-                if site.neuron in _SCANNED:
+                if NEURONS[site.neuron].soft_reset:
                     fused = FusedNeurons(replace(site, amplitude=amplitude), factor, dtype=dtype, scan=scan)
                     self._neurons[name, watched] = fused
 

@@ -16,6 +16,7 @@ from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.graph import BATCH_NORMS, channel_dimensions, find_sites
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import fold_batch_norms
+from snn_lowlat.neurons import NEURONS
 from snn_lowlat.neurons.surrogate import SpikeOptions
 from snn_lowlat.plan import Plan, SitePlan
 from snn_lowlat.training.layout import lay_channels_last
@@ -24,7 +25,6 @@ from snn_lowlat.training.window_pass import WindowPass
 
 __all__ = ["TrainableNetwork"]
 
-_NEURONS = ("integrate_and_fire", "leaky_integrate_and_fire")
 _NORMED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORM_OF: dict[int, type[nn.Module]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
@@ -90,10 +90,11 @@ class TrainableNetwork(nn.Module):
         self._norms = _insert_batch_norms(self.graph, input_shape) if batch_norm else []
         device = next(graph.parameters()).device
         for name in find_sites(self.graph):
-            if plan[name].neuron not in _NEURONS:
+            if not NEURONS[plan[name].neuron].soft_reset:
+                known = " or ".join(neuron for neuron, model in NEURONS.items() if model.soft_reset)
                 raise SnnLowlatError(
                     f"layer {name!r} has neurons of the model {plan[name].neuron!r}, which surrogate gradients can't "
-                    f"train: convert with a strategy whose neurons are {' or '.join(_NEURONS)}."
+                    f"train: convert with a strategy whose neurons are {known}."
                 )
             neurons = TrainableNeurons(plan[name], timesteps, options, dropout).to(device)
             neurons.threshold.requires_grad_(train_thresholds)

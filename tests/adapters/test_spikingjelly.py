@@ -26,12 +26,14 @@ def images():
 
 
 def test_the_neurons_and_layers_are_the_hosts_own(model, images):
-    network = FXConverter(LowLatencyRecipe("optimized_potential", calibration=[images], timesteps=4)).convert(model)
-    kinds = [type(module) for module in network.children()]
-    assert any(issubclass(kind, neuron.ActivationAwareIFNode) for kind in kinds)
-    assert layer.Conv2d in kinds
-    assert layer.MaxPool2d in kinds
-    assert not network.training
+    for way, pool in (("per_step", layer.MaxPool2d), ("cumulative", spikingjelly.ChargeMaxPool)):
+        recipe = LowLatencyRecipe("optimized_potential", calibration=[images], timesteps=4, max_pool=way)
+        network = FXConverter(recipe).convert(model)
+        kinds = [type(module) for module in network.children()]
+        assert any(issubclass(kind, neuron.ActivationAwareIFNode) for kind in kinds)
+        assert layer.Conv2d in kinds
+        assert pool in kinds
+        assert not network.training
 
 
 def test_named_recipes_and_objects(model, images):

@@ -160,7 +160,7 @@ def test_leaks_are_refused():
         "leaky_integrate_and_fire",
         {"leak": 0.9},
     )
-    with pytest.raises(ConversionError, match=f"{name}.*leak is no whole number"):
+    with pytest.raises(ConversionError, match=f"{name}.*values are no whole numbers"):
         to_integers(graph, plan, images, 4)
 
 

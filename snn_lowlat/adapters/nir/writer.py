@@ -17,6 +17,7 @@ from snn_lowlat.adapters.nir.network import Array, Network, diagonal, pair
 from snn_lowlat.adapters.nir.picking import Unpickable, picking_kernel
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph import Obstacle, current_shapes, find_sites
+from snn_lowlat.neurons import NEURONS
 from snn_lowlat.plan import Plan
 
 __all__ = ["Writer"]
@@ -202,10 +203,9 @@ class Writer:
 
     def _neurons(self, node: fx.Node, module: nn.ReLU) -> list[_Term]:
         plan, shape = self._plan[str(node.target)], self._shape(node)
-        if plan.neuron != "integrate_and_fire":
-            raise _Inexpressible(
-                f"NIR has no node for neurons {plan.neuron!r}, of those here for 'integrate_and_fire' only"
-            )
+        if not NEURONS[plan.neuron].nir:
+            known = " and ".join(repr(name) for name, model in NEURONS.items() if model.nir)
+            raise _Inexpressible(f"NIR has no node for neurons {plan.neuron!r}, of those here for {known} only")
 
         def for_each_neuron(values: Tensor) -> Array:
             channels = values.to(self._dtype).reshape(-1, *[1] * (len(shape) - 1))
