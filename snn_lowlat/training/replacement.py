@@ -17,6 +17,7 @@ from torch.nn import functional
 from snn_lowlat import checks
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
+from snn_lowlat.graph.preparing import computed_tensors
 from snn_lowlat.modes import evaluating
 from snn_lowlat.training.activations import Activation, make_activation, needs_channels
 
@@ -69,7 +70,7 @@ def replace_activations(
     model = checks.network("model", model, rewritten=True)
     if example_input is not None:
         checks.images("example_input", example_input)
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model, computed_tensors(model))
     rewritten: dict[nn.Module, nn.Module] = {}
     called: set[nn.Module] = set()
     idle: set[nn.Module] = set()

@@ -124,6 +124,13 @@ def test_the_copy_can_be_copied_trained_and_converted(network: Callable[[], nn.M
     assert len(check_convertible(replaced.eval(), IMAGES).sites) == sites
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_network_with_computed_weights_is_copied() -> None:
+    network = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(1, 4, 3)), nn.ReLU())
+    network(IMAGES).sum().backward()
+    torch.testing.assert_close(replace_activations(network, "relu")(IMAGES), network(IMAGES))
+
+
 def test_dropout_follows_the_mode() -> None:
     torch.manual_seed(0)
     replaced = replace_activations(Functional())
