@@ -170,7 +170,7 @@ def tensor(name: str, value: Any) -> Tensor:
         raise ValueError(f"{name} must be an ordinary tensor, not one of the layout {value.layout}: give {advice}.")
     if value.is_quantized:
         raise ValueError(f"{name} must be an ordinary tensor, not a quantised one: give {name}.dequantize().")
-    return value
+    return value  # type: ignore[no-any-return]
 
 
 def images(name: str, value: Any, shape: Sequence[int] | None = None) -> Tensor:
@@ -190,9 +190,9 @@ def images(name: str, value: Any, shape: Sequence[int] | None = None) -> Tensor:
     ValueError
         If it is anything else; the message says what was given and what to give.
     """
-    found = tensor(name, value)
-    given = list(found.shape)
-    if found.dim() < 2 or (shape is not None and given == list(shape)):
+    batch = tensor(name, value)
+    given = list(batch.shape)
+    if batch.dim() < 2 or (shape is not None and given == list(shape)):
         raise ValueError(
             f"{name} must be a batch of shape [N, ...], not {given}: one image needs a batch dimension, "
             f"{name}.unsqueeze(0)."
@@ -202,9 +202,9 @@ def images(name: str, value: Any, shape: Sequence[int] | None = None) -> Tensor:
             f"this network was converted for inputs [N, {', '.join(map(str, shape))}], not {given}: convert it again "
             "with calibration images of that size."
         )
-    if found.numel() == 0:
+    if batch.numel() == 0:
         raise ValueError(f"{name} of shape {given} hold no image: leave out empty batches.")
-    return found
+    return batch
 
 
 def batches(name: str, value: Any) -> Iterable[object]:

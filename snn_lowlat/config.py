@@ -7,25 +7,30 @@ any work is done. Objects are built from ``_target_`` and its arguments, or from
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Optional
 
 import hydra
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import CompactHydraException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from snn_lowlat.adapters import get_backend
-from snn_lowlat.checks import one_of
+from snn_lowlat.checks import count, one_of
 from snn_lowlat.convert import PRECISIONS
 from snn_lowlat.encoding import make_encoder
 from snn_lowlat.errors import SnnLowlatError, unknown_name
 from snn_lowlat.evaluation import FORMATS, cost_model
+from snn_lowlat.limits import cores, is_full_disk, is_out_of_memory
 from snn_lowlat.neurons import MAX_POOLINGS
 
 __all__ = [
@@ -36,9 +41,12 @@ __all__ = [
     "build",
     "checked",
     "config_errors",
+    "hint",
     "listed_steps",
     "make",
+    "null_group",
     "unknown_key",
+    "without_effect",
 ]
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -253,9 +261,15 @@ def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
         )
     OmegaConf.resolve(config)
     for key in ("timesteps", "threads", "calibration.images", "calibration.batch_size", "report.images"):
-        value = OmegaConf.select(config, key)
-        if value is not None and value < 1:
-            raise ConfigError(f"{key} must be at least 1, not {value}.")
+        if OmegaConf.select(config, key) is not None:
+            _whole_number(config, key)
+    _whole_number(config, "seed", 0, 2**32 - 1)
+    for key, minimum in (("data.batch_size", 1), ("data.seed", 0), ("training.seed", 0), ("fine_tuning.seed", 0)):
+        if OmegaConf.select(config, key) is not None:
+            _whole_number(config, key, minimum)
+    for key in ("strategy", "backend"):
+        if config[key].get("name") is None:
+            raise ConfigError(f"{key} needs a name: choose one with {key}=NAME.")
     steps = listed_steps(config)
     if steps is not None and (not steps or min(steps) < 1 or max(steps) > config.timesteps):
         raise ConfigError(f"evaluation.timesteps must be between 1 and timesteps={config.timesteps}, not {steps}.")
@@ -265,9 +279,11 @@ def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
         )
     if config.training.get("_target_") is None and config.model.get("weights") is None:
         raise ConfigError("there is no training (training=none), so the config needs model.weights=PATH.")
-    trains = config.model.get("weights") is None or config.fine_tuning.get("_target_") is not None
-    if config.resume is not None and not trains:
-        raise ConfigError("resume goes on with a training, but model.weights makes it needless: give one of them.")
+    if config.benchmark is None:
+        for key in ("data", "model", "trainer"):
+            if config[key].get("_target_") is None:
+                raise ConfigError(f"{key} needs _target_, the full name of a class: choose one with {key}=NAME.")
+        _check_trainings(config)
     with config_errors("backend"):
         get_backend(config.backend.get("name"))
     with config_errors("report"):
@@ -289,6 +305,56 @@ def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
     if config.benchmark is not None:
         _check_benchmark(config)
     return config
+
+
+def _whole_number(config: DictConfig, key: str, minimum: int = 1, maximum: int | None = None) -> int:
+    try:
+        return count(key, OmegaConf.select(config, key), minimum, maximum)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _check_trainings(config: DictConfig) -> None:
+    trains, fine_tunes = config.model.get("weights") is None, config.fine_tuning.get("_target_") is not None
+    if not trains and not fine_tunes:
+        if config.resume is not None:
+            raise ConfigError("resume goes on with a training, but model.weights makes it needless: give one of them.")
+        return
+    if fine_tunes and config.precision != "fp32":
+        raise ConfigError(
+            f"precision={config.precision} and fine_tuning don't go together: training makes floating-point numbers of "
+            "whole ones. Choose precision=fp32 or fine_tuning=none."
+        )
+    keys = ["trainer.max_epochs"] if trains else []
+    if fine_tunes:
+        keys.append("fine_tuning.max_epochs" if "max_epochs" in config.fine_tuning else "trainer.max_epochs")
+    limits = {name: config.trainer.get(name) for name in ("max_steps", "max_time", "limit_train_batches")}
+    ends = limits["max_time"] is not None or limits["max_steps"] not in (None, -1)
+    for key in keys:
+        if not (ends and OmegaConf.select(config, key) in (None, -1)):
+            _whole_number(config, key)
+    if limits["max_steps"] not in (None, -1):
+        _whole_number(config, "trainer.max_steps")
+    if limits["limit_train_batches"] is not None and not limits["limit_train_batches"]:
+        raise ConfigError("trainer.limit_train_batches=0 leaves nothing to train with.")
+    _check_processes(config)
+
+
+def _check_processes(config: DictConfig) -> None:
+    accelerator, devices = config.trainer.get("accelerator", "auto"), config.trainer.get("devices", "auto")
+    if accelerator == "auto" and not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        accelerator = "cpu"
+    # Lightning takes a number as text too.
+    number = int(devices) if isinstance(devices, str) and devices.lstrip("-").isdigit() else devices
+    if accelerator != "cpu" or number == "auto":
+        return
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ConfigError(f"trainer.devices must be a whole number of at least 1 on a processor, not {devices!r}.")
+    if number > cores():
+        raise ConfigError(
+            f"trainer.devices={number} asks for {number} processes, but this machine has {cores()} processor cores: "
+            f"trainer.devices={cores()} is the most that is of use."
+        )
 
 
 def _check_benchmark(config: DictConfig) -> None:
@@ -337,9 +403,130 @@ def unknown_key(overrides: Sequence[str]) -> str | None:
     for key in keys:
         parent, _, name = key.rpartition(".")
         place = OmegaConf.select(config, parent, throw_on_missing=False) if parent else config
-        if isinstance(place, DictConfig) and name not in place and not key.startswith("hydra"):
+        # A key whose value is still missing is there.
+        if isinstance(place, DictConfig) and name not in place.keys() and not key.startswith("hydra"):  # noqa: SIM118
             return str(unknown_name(f"config key {parent + ':' if parent else ''}".rstrip(), name, map(str, place)))
     return None
+
+
+def hint(overrides: Sequence[str]) -> str | None:
+    """Say what there is in the place of a name on the command line that does not exist; None if all exist.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        The command line's.
+    """
+    for group, names in _chosen(overrides):
+        place = CONFIG_FOLDER / group
+        known = sorted(file.stem for file in place.glob("*.yaml"))
+        if group == "sweep":
+            for name in names:
+                sentence = _missing_plugin(place / f"{name}.yaml")
+                if sentence is not None:
+                    return sentence
+        unknown = [name for name in names if name not in known]
+        if unknown and not any(override.startswith(("--config-dir", "-cd")) for override in overrides):
+            return str(unknown_name(f"option of {group}", unknown[0], known))
+    return unknown_key(overrides)
+
+
+def null_group(overrides: Sequence[str]) -> str | None:
+    """Say what to do in the place of a choice of nothing, such as ``strategy=null``, which Hydra can't take; else None.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        The command line's.
+    """
+    for group, names in _chosen(overrides):
+        if "null" in names or not names:
+            known = sorted(file.stem for file in (CONFIG_FOLDER / group).glob("*.yaml"))
+            without = "" if "none" in known else f" Leave it out with ~{group}." if "/" in group else ""
+            return f"{group}=null is no choice. There are: {', '.join(known)}.{without}"
+    return None
+
+
+def _chosen(overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return the names that a command line gives to groups of the config."""
+    found = []
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key and not key.startswith(("-", "~", ".", "/")) and "=" in override and (CONFIG_FOLDER / key).is_dir():
+            names = [name.strip(" '\"") for name in value.strip("[]").split(",")]
+            found.append((key, [name for name in names if name] or (["null"] if not value else [])))
+    return [(group, names) for group, names in found if names]
+
+
+def _missing_plugin(file: Path) -> str | None:
+    """Say what to install for a file of ``conf/sweep`` whose plugin is not there."""
+    if not file.is_file():
+        return None
+    text = file.read_text(encoding="utf-8")
+    plugin = re.search(r"override /hydra/(launcher|sweeper): (\w+)", text)
+    extra = re.search(r"pip install '[^']+'", text)
+    if plugin is None or extra is None:
+        return None
+    package = f"hydra_plugins.hydra_{plugin[2].removesuffix('_slurm').removesuffix('_local')}_{plugin[1]}"
+    try:
+        there = find_spec(package) is not None
+    except ModuleNotFoundError:
+        there = False
+    return None if there else f"sweep={file.stem} needs a plugin that is not installed: {extra[0]}"
+
+
+def without_effect(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """Name what the command line says and what has no effect beside the rest of the config.
+
+    Parameters
+    ----------
+    config : DictConfig
+        The run's config.
+    overrides : sequence of str
+        The command line's.
+    """
+    found = []
+    for override in overrides:
+        key = override.lstrip("+").partition("=")[0]
+        for start, reason in _idle(config):
+            if key == start or key.startswith(f"{start}."):
+                found.append(f"{override.lstrip('+')} has no effect: {reason}.")
+                break
+    return found
+
+
+def _idle(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """Give the parts of the config that nothing reads, and why."""
+    if config.get("benchmark") is not None:
+        for key in set(map(str, config)) - {"name", "seed", "threads", "folder", "calibration", "benchmark", "device"}:
+            yield key, "a benchmark measures its own networks"
+        return
+    trains, fine_tunes = config.model.get("weights") is None, config.fine_tuning.get("_target_") is not None
+    if not trains:
+        yield "training", "model.weights makes the training needless"
+    if not fine_tunes:
+        yield "fine_tuning.max_epochs", "fine_tuning=none trains nothing"
+    if not trains and not fine_tunes:
+        for key in ("trainer", "data.augment"):
+            yield key, "model.weights makes the training needless"
+    if not config.report.get("formats"):
+        for key in ("report.images", "report.energy"):
+            yield key, "report=none measures nothing; choose report=html or markdown"
+    if config.get("input_coding") == "direct" and config.data.get("normalise") is False:
+        for key in ("data.mean", "data.std"):
+            yield key, "data.normalise is false"
+    for key in ("training", "fine_tuning"):
+        part = config[key]
+        if part.get("schedule") != "step":
+            for name in ("milestones", "gamma"):
+                yield f"{key}.{name}", f"{key}.schedule is {part.get('schedule')}, not step"
+        if part.get("optimizer") != "sgd":
+            for name in ("momentum", "nesterov"):
+                yield f"{key}.{name}", f"{key}.optimizer is {part.get('optimizer')}, not sgd"
+        if not part.get("distillation"):
+            yield f"{key}.temperature", f"{key}.distillation is 0"
+    if not config.fine_tuning.get("train_thresholds", True) and not config.fine_tuning.get("train_leaks", True):
+        yield "fine_tuning.neuron_learning_rate_factor", "neither thresholds nor leaks are trained"
 
 
 def listed_steps(config: DictConfig) -> list[int] | None:
@@ -446,5 +633,18 @@ def config_errors(key: str) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (CompactHydraException, ImportError, FileNotFoundError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{key}: {error}") from error
+    except _USERS_ERRORS as error:
+        if is_out_of_memory(error) or is_full_disk(error):
+            raise
+        missing = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+        extra = _EXTRAS.get(missing.name or "") if isinstance(missing, ImportError) else None
+        extra = extra or next((name for name in _EXTRAS.values() if f"`{name}`" in str(error)), None)
+        more = f" pip install 'snn_lowlat[{extra}]'" if extra else ""
+        raise ConfigError(f"{key}: {error}{more}") from error
+
+
+_USERS_ERRORS = (
+    *(CompactHydraException, ImportError, FileNotFoundError, MisconfigurationException),
+    *(RuntimeError, TypeError, ValueError),
+)
+_EXTRAS = {"tensorboard": "tensorboard", "tensorboardX": "tensorboard", "nir": "nir", "nirtorch": "nir"}

@@ -27,9 +27,11 @@ from snn_lowlat.graph import (
     with_per_step_max_pools,
     with_rounded_weights,
 )
+from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.model import Provenance, SpikingModel
 from snn_lowlat.neurons import MAX_POOLINGS
 from snn_lowlat.plan import SitePlan
+from snn_lowlat.processes import gathered, same_everywhere
 from snn_lowlat.refinement import Refinement, make_refinement
 from snn_lowlat.strategies import Strategy, make_strategy
 
@@ -71,6 +73,9 @@ def convert(
     **options: Any,
 ) -> SpikingModel:
     """Convert a trained ReLU network into a spiking network of a few time steps.
+
+    Where ``torch.distributed`` is initialised, every process must call this with the same network and options and a
+    share of the data; each gets the same network, planned and refined with the data of all.
 
     Parameters
     ----------
@@ -234,15 +239,23 @@ class Conversion:
 
     @cached_property
     def example(self) -> Tensor:
-        """The first calibration batch that is not empty, ``[N, ...]``."""
-        for batch in islice(self.batches, self.limit):
-            images = inputs_of(batch)
-            if len(images):
-                return images
-        raise CalibrationError("there are no calibration data: the loader yields no batch with images.")
+        """The first calibration batch that is not empty, ``[N, ...]``; that of the first process that has one."""
+        batches = (inputs_of(batch) for batch in islice(self.batches, self.limit))
+        own = next((images for images in batches if len(images)), None)
+        examples = gathered(None if own is None else own.cpu())
+        found = next((example for example in examples if example is not None), None)
+        if found is None:
+            raise CalibrationError("there are no calibration data: the loader yields no batch with images.")
+        if own is None:
+            return found
+        return own if len(examples) == 1 else found.to(own.device)
 
     def normalise(self, model: nn.Module) -> fx.GraphModule:
         """Rewrite the network into the normal form."""
+        try:
+            self.example = usable_images(self.example, floating_type(model))
+        except ValueError as error:
+            raise CalibrationError(f"calibration data can't be used: {error}") from error
         try:
             graph = normalise(model, self.example)
         except ConversionError:
@@ -250,7 +263,8 @@ class Conversion:
             raise
         if not find_sites(graph):
             raise ConversionError("this network has no ReLU: there is nothing to convert.")
-        return with_per_step_max_pools(graph) if self.max_pool == "per_step" else graph
+        graph = with_per_step_max_pools(graph) if self.max_pool == "per_step" else graph
+        return same_everywhere(graph, {}, warn=True)[0]
 
     def calibrate(self, graph: fx.GraphModule) -> None:
         """Collect the statistics of every site in one pass of the data."""
@@ -260,13 +274,16 @@ class Conversion:
     def plan(self, graph: fx.GraphModule, precision: str = "fp32") -> tuple[fx.GraphModule, dict[str, SitePlan]]:
         """Choose every site's neuron from its statistics, then refine; the graph may get other biases.
 
-        Refinements see the weights rounded as they will be in this precision, so that they mend that too.
+        Refinements see the weights rounded as they will be in this precision, so that they mend that too. Where several
+        processes convert together, all get the first one's network and plan.
         """
         plan = {name: self.strategy.plan(site, self.timesteps) for name, site in self.statistics.items()}
+        graph, plan = same_everywhere(graph, plan)
         if precision == "int8" and self.refinements:
             graph = with_rounded_weights(graph, plan, self.example, self.timesteps)
         for refinement in self.refinements:
             graph, plan = refinement.refine(graph, plan, islice(self.batches, self.limit), self.timesteps)
+            graph, plan = same_everywhere(graph, plan)
         return graph, plan
 
 
@@ -300,16 +317,15 @@ def _check_that_it_runs(model: nn.Module, images: Tensor) -> None:
     CalibrationError
         With what the images should be, where that is known.
     """
-    images = images[:2].to(device_of(model))
     try:
-        copy.deepcopy(model).eval()(images)
+        copy.deepcopy(model).eval()(images[:2].to(device_of(model)))
     except Exception as error:
         dimensions = next((_DIMENSIONS[type(m)] for m in model.modules() if type(m) in _DIMENSIONS), None)
         weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
         advice = "give images as the network takes them"
         if images.dtype != weights:
             advice = f"its weights are of the type {weights}: give images.to({weights})"
-        elif dimensions == images.dim() + 1:
+        elif images.dim() == 1 or dimensions == images.dim() + 1:
             advice = "if a batch is one image, it needs a batch dimension: images.unsqueeze(0)"
         raise CalibrationError(
             f"the network does not run on the calibration images, of shape {[*images.shape]} and type {images.dtype} "

@@ -5,20 +5,26 @@ from __future__ import annotations
 import copy
 import hashlib
 import platform
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
 
 from snn_lowlat import checks
 from snn_lowlat.adapters import get_backend
+from snn_lowlat.adapters.watch import Sight, Watch
 from snn_lowlat.encoding import make_encoder
-from snn_lowlat.graph import describe, rebuild
+from snn_lowlat.errors import SnnLowlatError
+from snn_lowlat.graph import describe, rebuild, whole_numbers
+from snn_lowlat.images import floating_type, usable_images
+from snn_lowlat.modes import evaluating
 from snn_lowlat.neurons import NEURONS
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.refinement import Refinement
@@ -29,6 +35,9 @@ if TYPE_CHECKING:
     from snn_lowlat.evaluation.events import Events
 
 __all__ = ["Provenance", "SpikingModel"]
+
+_PRECISIONS = {torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_FAST = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,8 @@ class Provenance:
     versions : dict of str to str
         The versions of this package, the host libraries, torch and Python at the time of conversion.
     precision : str
-        ``"fp32"``, or ``"int8"`` for a network in whole numbers.
+        What it was converted to: ``"fp32"``, or ``"int8"`` for a network in whole numbers. What it is now says
+        :attr:`SpikingModel.precision`.
     """
 
     strategy: str
@@ -82,6 +92,9 @@ class Provenance:
 
 class SpikingModel(nn.Module):
     """A spiking network that came out of a conversion.
+
+    Whatever has been done to the host's network, calling this module computes what the host's own modules do as they
+    are now, in evaluation mode, in the type of their weights. It may be called from several threads at once.
 
     Parameters
     ----------
@@ -115,10 +128,10 @@ class SpikingModel(nn.Module):
     micro_batch : int or None
         Images simulated at a time; None chooses so that they stay in the processor's cache.
     run_on_host : bool
-        Always simulate with the host's own modules. Otherwise that happens on accelerators, and while somebody watches
-        the modules (hooks, as monitors use) or has put others in their place; a CPU has a faster way to the same
-        spikes, :class:`snn_lowlat.simulation.Simulator`, which takes its weights and neurons from the host's modules as
-        they are at the time.
+        Always simulate with the host's own modules. Otherwise that happens on accelerators, with weights of 16 bits,
+        and while somebody watches the modules (hooks, as monitors use), has put others in their place or has changed
+        their options; a CPU has a faster way to the same spikes, :class:`snn_lowlat.simulation.Simulator`, which takes
+        its weights and neurons from the host's modules as they are at the time.
     """
 
     def __init__(
@@ -147,14 +160,35 @@ class SpikingModel(nn.Module):
         self.ann_accuracy: float | None = None
         self.micro_batch: int | None = None
         self.run_on_host = False
-        self._kinds = _kinds(network)
-        self._ready: tuple[object, Simulator] | None = None
+        self._watch = Watch(network)
+        self._known: _Known | None = None
         self.eval()
 
     @property
     def strategy(self) -> str:
         """The name of the strategy that planned it."""
         return self.provenance.strategy
+
+    @property
+    def precision(self) -> str:
+        """What the network computes in now, read from its numbers.
+
+        ``"int8"`` if all of them are whole, weights have 8 bits and all sums are exact; else the type of its weights,
+        ``"fp32"``, ``"fp64"``, ``"fp16"`` or ``"bf16"``. What it was converted to is in the provenance.
+        """
+        with _turn_of(self.network).lock:
+            known = self._look()
+            if known.precision is None:
+                known.precision = self._read_precision(known.sight)
+            return known.precision
+
+    def _read_precision(self, sight: Sight) -> str:
+        dtype = floating_type(self.network)
+        name = _PRECISIONS.get(dtype, str(dtype).removeprefix("torch."))
+        # What modules compute that somebody has put in, nobody knows.
+        if sight.changed is not None or sight.observed:
+            return name
+        return "int8" if whole_numbers(*self.normal_form(share=True), self.timesteps).everything else name
 
     @property
     def latency_steps(self) -> int:
@@ -173,7 +207,9 @@ class SpikingModel(nn.Module):
         Such a network equals one with quantised activations, and calling it evaluates the counts of its spikes in one
         pass, whatever the number of steps; :meth:`simulate` runs the spikes.
         """
-        return is_counted(self.plan)
+        # Pixels that differ from step to step are rounded in each, and not their mean.
+        rounded = self.encoder != "direct" and any(node["target"] == "round" for node in self.structure["nodes"])
+        return is_counted(self.plan) and not rounded
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the readout after the last step: in one pass if :attr:`is_counted`, else spike by spike.
@@ -247,10 +283,13 @@ class SpikingModel(nn.Module):
         """
         if not self.is_counted:
             raise ValueError("its neurons fire as their input arrives, so counts are not enough: use simulate().")
-        timesteps = self._checked(images, timesteps)
+        images, timesteps = self._checked(images, timesteps)
         currents = images if self.encoder == "direct" else self._encoded(images, timesteps).mean(0)
-        with self._watched(observe):
-            return get_backend(self.backend).count(self.network, currents, timesteps)
+        turn = _turn_of(self.network)
+        with turn.lock, _full_precision(images):
+            self._look()
+            with turn.of_the_modules(), evaluating(self.network), self._watched(observe):
+                return get_backend(self.backend).count(self.network, currents, timesteps)
 
     @torch.no_grad()
     def readout(self, images: Tensor, timesteps: int | None = None, observe: Observer | None = None) -> Tensor:
@@ -277,36 +316,48 @@ class SpikingModel(nn.Module):
         ValueError
             If images have another shape than those it was converted with, or ``timesteps`` is less than 1.
         """
-        timesteps = self._checked(images, timesteps)
+        images, timesteps = self._checked(images, timesteps)
         currents = self._encoded(images, timesteps)
-        parts = micro_batches(currents.transpose(0, 1), timesteps, self.micro_batch)
-        simulator = self._simulator(images)
-        if simulator is not None:
-            outputs = [simulator(part.transpose(0, 1), observe) for part in parts]
-        else:
-            host = get_backend(self.backend)
-            with self._watched(observe, timesteps):
-                outputs = [host.run(self.network, part.transpose(0, 1)) for part in parts]
+        parts = [part.transpose(0, 1) for part in micro_batches(currents.transpose(0, 1), timesteps, self.micro_batch)]
+        turn = _turn_of(self.network)
+        with _full_precision(images):
+            with turn.lock:
+                simulator = self._simulator(images)
+                if simulator is None:
+                    host = get_backend(self.backend)
+                    with turn.of_the_modules(), evaluating(self.network), self._watched(observe, timesteps):
+                        outputs = [host.run(self.network, part) for part in parts]
+            if simulator is not None:
+                outputs = [simulator(part, observe) for part in parts]
         steps = torch.arange(1, timesteps + 1, device=images.device)
         total = torch.cat(outputs, dim=1).cumsum(0)
         return total / steps.view(-1, *[1] * (total.dim() - 1))
 
     def _simulator(self, images: Tensor) -> Simulator | None:
-        """Return what simulates the network as it is now; None if the host has to."""
-        modules = list(self.network.modules())
-        watched = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-        if self.run_on_host or watched or images.device.type != "cpu" or _kinds(self.network) != self._kinds:
+        """Return what simulates the network as it is now; None if the host has to. The caller holds the lock."""
+        known = self._look()
+        fast = known.sight.changed is None and not known.sight.observed and known.sight.numbers is not None
+        if self.run_on_host or not fast or images.device.type != "cpu" or images.dtype not in _FAST:
             return None
-        state = [
-            (values.data_ptr(), values.dtype, -1 if values.is_inference() else values._version)
-            for values in (*self.network.parameters(), *self.network.buffers())
-        ]
-        if self._ready is None or self._ready[0] != state:
+        if known.simulator is None:
             with torch.inference_mode(False):
-                graph, plan = self.normal_form(share=True)
-                whole = self.provenance.precision == "int8"
-                self._ready = state, Simulator(graph, plan, images[:1].clone(), whole_numbers=whole)
-        return self._ready[1]
+                example = torch.zeros(1, *images.shape[1:], dtype=images.dtype)
+                known.simulator = Simulator(*self.normal_form(share=True), example)
+        return known.simulator
+
+    def _look(self) -> _Known:
+        """Return what is known of the network as it is now; the caller holds the lock.
+
+        Raises
+        ------
+        SnnLowlatError
+            If weights or values of neurons have become NaN or infinite.
+        """
+        sight = self._watch.look(self.network)
+        if self._known is None or sight.numbers is None or self._known.sight != sight:
+            _check_numbers(self.network)
+            self._known = _Known(sight)
+        return self._known
 
     @contextmanager
     def _watched(self, observe: Observer | None, timesteps: int | None = None) -> Iterator[None]:
@@ -329,10 +380,9 @@ class SpikingModel(nn.Module):
             for hook in hooks:
                 hook.remove()
 
-    def _checked(self, images: Tensor, timesteps: int | None) -> int:
+    def _checked(self, images: Tensor, timesteps: int | None) -> tuple[Tensor, int]:
         timesteps = checks.count("timesteps", self.timesteps if timesteps is None else timesteps)
-        checks.images("images", images, self.provenance.input_shape)
-        return timesteps
+        return usable_images(images, floating_type(self.network), self.provenance.input_shape), timesteps
 
     def _encoded(self, images: Tensor, timesteps: int) -> Tensor:
         return make_encoder(self.encoder)(images, timesteps, self.seed)
@@ -359,10 +409,30 @@ class SpikingModel(nn.Module):
             The network in normal form; an ``nn.ReLU`` stands in each site.
         plan : dict of str to SitePlan
             What each site is. It differs from :attr:`plan` where the host's neurons have been trained.
+
+        Raises
+        ------
+        SnnLowlatError
+            If weights or values of neurons are no numbers that a network can have, or modules are not those it was
+            built with.
         """
+        changed = self._watch.changed(self.network)
+        if changed is not None:
+            raise SnnLowlatError(
+                f"{f'layer {changed!r}' if changed else 'the network'} is not what was built (another class, option, "
+                "parametrization or forward), so this package can run it but not write it down: undo that, or make it "
+                "in the original network and convert again."
+            )
+        _check_numbers(self.network)
         host = get_backend(self.backend)
         plan = host.current_plan(self.network, self.plan)
-        return rebuild(self.structure, host.weights(self.network), share=share), plan
+        try:
+            return rebuild(self.structure, host.weights(self.network), share=share), plan
+        except (KeyError, RuntimeError) as error:
+            raise SnnLowlatError(
+                f"the layers have other numbers than those they were built with ({error}): make pruning and the like "
+                "permanent first, or convert again."
+            ) from error
 
     def rebuilt(self, graph: fx.GraphModule, plan: Mapping[str, SitePlan]) -> SpikingModel:
         """Return this model with other weights and plans, in the same host, as after fine-tuning its normal form.
@@ -379,11 +449,11 @@ class SpikingModel(nn.Module):
         other.network = get_backend(self.backend).build(graph, plan, self.provenance.input_shape)
         other.plan = dict(plan)
         other.structure = describe(graph)
-        other._kinds = _kinds(other.network)
+        other._watch = Watch(other.network)
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_ready": None}
+        return self.__dict__ | {"_known": None}
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write weights, plan and provenance to one file, which appears whole or not at all.
@@ -397,17 +467,82 @@ class SpikingModel(nn.Module):
 
         save(self, path)
 
+    def _shown_precision(self) -> str:
+        try:
+            return self.precision
+        except SnnLowlatError:
+            return "unknown"
+
     def extra_repr(self) -> str:
         """Show how the network was made."""
         return (
             f"strategy={self.strategy}, backend={self.backend}, timesteps={self.timesteps}, "
-            f"latency_steps={self.latency_steps}, layers={len(self.plan)}"
+            f"latency_steps={self.latency_steps}, layers={len(self.plan)}, precision={self._shown_precision()}"
         )
 
 
-def _kinds(network: nn.Module) -> list[tuple[str, str]]:
-    """Name each module's class: where one changes, somebody has put another module in its place."""
-    return [(name, type(module).__qualname__) for name, module in network.named_modules()]
+@dataclass
+class _Known:
+    """What has been found out about a network that looks like this."""
+
+    sight: Sight
+    simulator: Simulator | None = None
+    precision: str | None = None
+
+
+class _Turn:
+    """Whose turn it is with a host's modules, which keep what they compute with in themselves."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._running = False
+
+    @contextmanager
+    def of_the_modules(self) -> Iterator[None]:
+        """Run the modules; the caller holds the lock."""
+        if self._running:
+            raise SnnLowlatError(
+                "a hook or observer calls the spiking network while the network runs: call a copy.deepcopy() of it."
+            )
+        self._running = True
+        try:
+            yield
+        finally:
+            self._running = False
+
+
+_TURNS: WeakKeyDictionary[nn.Module, _Turn] = WeakKeyDictionary()
+_TURNS_LOCK = threading.Lock()
+
+
+def _turn_of(network: nn.Module) -> _Turn:
+    """Return the lock on a host's network, the same for all models that share it."""
+    with _TURNS_LOCK:
+        return _TURNS.setdefault(network, _Turn())
+
+
+def _full_precision(images: Tensor) -> torch.autocast:
+    """Compute in the type of the weights: sums of spikes rounded to 16 bits would be other spikes."""
+    return torch.autocast(images.device.type, enabled=False)
+
+
+def _check_numbers(network: nn.Module) -> None:
+    """Raise :class:`SnnLowlatError` if a weight, threshold or any other number of a network is NaN or infinite."""
+    values = {name: value for name, value in network.state_dict().items() if value.is_floating_point()}
+    if not values:
+        return
+    # Nearly always all is well, which one look at the largest numbers says.
+    largest = torch._foreach_norm([value.detach() for value in values.values() if value.numel()], torch.inf)
+    if bool(torch.isfinite(torch.stack([norm.double() for norm in largest])).all()):
+        return
+    for name, value in values.items():
+        bad = int((~torch.isfinite(value)).sum())
+        if bad:
+            layer, _, attribute = name.rpartition(".")
+            raise SnnLowlatError(
+                f"layer {layer!r}: {bad} of {value.numel()} numbers in its {attribute} are NaN or infinite, and a "
+                "neuron that gets such currents is silent: find out what has set them, or load the weights again."
+            )
 
 
 def signature(graph: fx.GraphModule) -> str:

@@ -13,11 +13,12 @@ __all__ = ["evaluating"]
 @contextmanager
 def evaluating(*networks: nn.Module) -> Iterator[None]:
     """Put networks into evaluation mode; afterwards each of their modules is again in the mode that it was in."""
-    training = {module: module.training for network in networks for module in network.modules()}
-    for network in networks:
-        network.eval()
+    training = [module for network in networks for module in network.modules() if module.training]
+    if training:
+        for network in networks:
+            network.eval()
     try:
         yield
     finally:
-        for module, flag in training.items():
-            module.training = flag
+        for module in training:
+            module.training = True

@@ -198,7 +198,7 @@ def _format_errors(path: Path) -> Iterator[None]:
         raise
     # Whatever a file says that no check has found fails somewhere in here, in torch or in the host.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise FileFormatError(f"{path} is incomplete or was changed ({reason}): save the network again.") from error
 
 
@@ -235,8 +235,8 @@ def _weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _renamed(name: str, names: Mapping[str, str]) -> str:
     """Name a layer's weight after the layer's new name; a constant is its own."""
-    layer, dot, weight = name.rpartition(".")
-    return f"{names[layer]}.{weight}" if dot else names[weight]
+    layer, _, weight = name.rpartition(".")
+    return names[name] if name in names else f"{names[layer]}.{weight}"
 
 
 def _site_plan(name: str, values: Mapping[str, Any]) -> SitePlan:

@@ -9,12 +9,16 @@ with ``report=html`` ``report.html`` too. The runs of a ``--multirun`` are compa
 and ``benchmark.png``; ``+experiment=benchmark_fine_tuning`` does so for fine-tuning.
 
 Where several processes train (``trainer.strategy=ddp``), all of them come here, and only the first goes on after it.
+
+The exit status is 0 where all runs have come to their end, 1 where one has failed, and 130 or 143 where the process was
+told to stop by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import signal
 import sys
 import time
 import warnings
@@ -28,10 +32,13 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from lightning import LightningModule, Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import distributed, nn
@@ -45,9 +52,11 @@ from snn_lowlat.config import (
     build,
     checked,
     config_errors,
+    hint,
     listed_steps,
     make,
-    unknown_key,
+    null_group,
+    without_effect,
 )
 from snn_lowlat.convert import convert
 from snn_lowlat.data import ImageDataModule
@@ -65,13 +74,17 @@ from snn_lowlat.evaluation import (
     write_report,
 )
 from snn_lowlat.files import whole_file
+from snn_lowlat.graph import find_sites, normalise
+from snn_lowlat.interruptions import Interrupted, StopsAtOnce, interruptible
+from snn_lowlat.limits import is_full_disk, is_out_of_memory
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.models import InputNormalisation, load_weights
 from snn_lowlat.persistence import load
 from snn_lowlat.refinement import make_refinement
-from snn_lowlat.run_record import RunRecord
+from snn_lowlat.run_record import RunRecord, alone_in
 from snn_lowlat.strategies import Strategy, make_strategy
 from snn_lowlat.training import CeilingReLU, FineTuning, expand_input, fit_ceilings, replace_activations
+from snn_lowlat.training.checkpointing import WholeCheckpoints
 from snn_lowlat.training.resuming import check_checkpoint, find_checkpoint
 
 __all__ = ["command_line", "main", "run"]
@@ -103,6 +116,8 @@ def run(config: DictConfig, folder: Path) -> float:
     ------
     ConfigError
         If a key or value of the config does not exist or is not fit. Most are found before any work is done.
+    SnnLowlatError
+        If another process works in the folder, or a part of the run needs more memory than there is.
     """
     folder = folder.resolve()
     config = checked(config, folder)
@@ -112,12 +127,13 @@ def run(config: DictConfig, folder: Path) -> float:
     if returned is not None:
         logger.info("This run is finished: its results are in %s. Delete that folder to do it again.", folder)
         return returned
-    if _is_first():
+    if not _is_first():
+        return _run(config, folder)
+    with alone_in(folder):
         record.begin()
         with whole_file(folder / "config.yaml") as temporary:
             OmegaConf.save(config, temporary, resolve=True)
-    returned = _run(config, folder)
-    if _is_first():
+        returned = _run(config, folder)
         record.finish(returned)
     return returned
 
@@ -132,16 +148,19 @@ def _run(config: DictConfig, folder: Path) -> float:
     strategies = _strategies(config)
     refinements = [make(make_refinement, entry, "refinements") for entry in config.refinements]
 
-    with _stage("reading data"):
+    with _stage("reading data", lower="data.image_size"):
         data = _data(config)
-        data.setup()
+        with config_errors("data"):
+            data.setup()
     network, unfitted = _network(config, data)
     ann = _with_normalisation(network, data) if config.input_coding != "direct" else network
+    _check_convertible(ann, data, strategies)
+    start = _start(config, data)
     if unfitted:
-        with _stage("fitting ceilings"):
+        with _stage("fitting ceilings", lower="calibration.batch_size"):
             fit_ceilings(ann, data.calibration_dataloader(config.calibration.images, config.calibration.batch_size))
     if config.model.get("weights") is None:
-        with _stage("training"):
+        with _stage("training", lower="data.batch_size"):
             first = _train(config, ann, data, folder)
         if not first:
             return math.nan
@@ -155,7 +174,7 @@ def _run(config: DictConfig, folder: Path) -> float:
 
     def evaluated(snn: SpikingModel, file: Path) -> None:
         snn.save(file)
-        with _stage(f"evaluating {file.stem}"):
+        with _stage(f"evaluating {file.stem}", lower="data.batch_size"):
             report = evaluate(
                 snn,
                 data.test_dataloader(),
@@ -167,7 +186,7 @@ def _run(config: DictConfig, folder: Path) -> float:
         name = config.model.get("name", type(network).__name__)
         report = replace(report, experiment=config.name, model=name, dataset=data.name)
         if config.report.formats:
-            with _stage(f"analysing {file.stem}"):
+            with _stage(f"analysing {file.stem}", lower="data.batch_size, or report.images"):
                 analysis = analyse(
                     snn,
                     data.test_dataloader(),
@@ -184,7 +203,8 @@ def _run(config: DictConfig, folder: Path) -> float:
         snn.save(file)
 
     for number, strategy in enumerate(strategies, start=1):
-        with _stage(f"converting with {strategy.name}"):
+        lower = "calibration.batch_size, or the images of a refinement"
+        with _stage(f"converting with {strategy.name}", lower=lower), _strategy_errors(strategy):
             snn = convert(
                 ann,
                 data.calibration_dataloader(config.calibration.images, config.calibration.batch_size),
@@ -201,8 +221,8 @@ def _run(config: DictConfig, folder: Path) -> float:
         chosen = snn if number == 1 else chosen
         evaluated(snn, folder / (f"snn_{number}_{strategy.name}.pt" if number > 1 else "snn.pt"))
         if number == 1 and config.fine_tuning.get("_target_") is not None:
-            with _stage("fine-tuning"):
-                tuned = _fine_tune(config, snn, ann, data, folder / "fine_tuning")
+            with _stage("fine-tuning", lower="data.batch_size, or raise fine_tuning.segments"):
+                tuned = _fine_tune(config, snn if start is None else start, ann, data, folder / "fine_tuning")
             if tuned is None:
                 return math.nan
             evaluated(tuned.to(device), folder / "snn_fine_tuned.pt")
@@ -213,7 +233,7 @@ def _run(config: DictConfig, folder: Path) -> float:
     Console().print(table(reports))
     logger.info("Results are in %s", folder)
     if config.objective == "validation" and chosen is not None:
-        with _stage("evaluating on validation images"):
+        with _stage("evaluating on validation images", lower="data.batch_size"):
             validation = evaluate(chosen, data.val_dataloader(), timesteps=[config.timesteps], device=device)
         logger.info("Accuracy on %d validation images: %.4f", validation.images, validation.accuracy)
         return validation.accuracy
@@ -306,9 +326,6 @@ def _fine_tune(
     """Train a converted network on; None in a process that only helped to train."""
     own = ("max_epochs", "start")
     options = OmegaConf.masked_copy(config.fine_tuning, [str(key) for key in config.fine_tuning if key not in own])
-    if config.fine_tuning.get("start") is not None:
-        with config_errors("fine_tuning.start"):
-            snn = load(config.fine_tuning.start, backend=config.backend.name)
     teacher = {"teacher": ann} if config.fine_tuning.get("distillation") else {}
     known = {"snn": snn, "num_classes": data.num_classes, "timesteps": config.timesteps}
     tuning = build(options, "fine_tuning", **known, **teacher)
@@ -331,19 +348,21 @@ def _fit(config: DictConfig, module: LightningModule, data: ImageDataModule, fol
     callbacks = [build(entry, f"trainer.callbacks.{name}") for name, entry in entries.items() if entry is not None]
     # Lightning adds a checkpoint of its own where there is none.
     checkpoints = any(isinstance(callback, Checkpoint) for callback in callbacks)
+    plugins = {} if "plugins" in config.trainer else {"plugins": [WholeCheckpoints()]}
     trainer: Trainer = build(
         config.trainer,
         "trainer",
-        callbacks=callbacks,
+        callbacks=[*callbacks, StopsAtOnce()],
         enable_checkpointing=checkpoints,
         default_root_dir=str(folder),
+        **plugins,
     )
     checkpoint = None
     if config.resume is not None:
         with config_errors("resume"):
             checkpoint = find_checkpoint(config.resume, folder)
             if checkpoint is not None:
-                check_checkpoint(checkpoint, module)
+                check_checkpoint(checkpoint, module, data, trainer)
     with warnings.catch_warnings():
         # Advice on workers and logging intervals for large clusters.
         warnings.simplefilter("ignore", PossibleUserWarning)
@@ -352,7 +371,10 @@ def _fit(config: DictConfig, module: LightningModule, data: ImageDataModule, fol
         # A resumed training writes into its own folder.
         warnings.filterwarnings("ignore", message=".*dirpath has changed.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+        except MisconfigurationException as error:
+            raise ConfigError(f"trainer: {error}") from error
     metrics = {name: f"{float(value):.4f}" for name, value in trainer.callback_metrics.items()}
     logger.info("Trained for %d epochs: %s", trainer.current_epoch, ", ".join(f"{k} {v}" for k, v in metrics.items()))
     if distributed.is_available() and distributed.is_initialized():
@@ -371,14 +393,92 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     with config_errors("device"):
-        return torch.device(name)
+        device = torch.device(name)
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device={name} is not there: {reason} device=cpu or device=auto will do.") from error
+        return device
+
+
+def _check_convertible(network: nn.Module, data: ImageDataModule, strategies: list[Strategy]) -> None:
+    """Find out before the training what would only be found out after it."""
+    with config_errors("model"):
+        graph = normalise(network, torch.zeros(2, *data.input_shape))
+    for strategy in strategies:
+        if getattr(strategy, "threshold", None) != "ceiling":
+            continue
+        for name, site in find_sites(graph).items():
+            if site.ceiling is None:
+                raise ConfigError(
+                    f"strategy {strategy.name}: threshold=ceiling needs an activation with a trained ceiling in every "
+                    f"layer, and layer {name} has none: train with model.activation=ceiling or channel_ceiling, or "
+                    "choose strategy.threshold=mmse."
+                )
 
 
 @contextmanager
-def _stage(name: str) -> Iterator[None]:
+def _strategy_errors(strategy: Strategy) -> Iterator[None]:
+    try:
+        yield
+    except SnnLowlatError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"strategy {strategy.name}: {error}") from error
+
+
+def _start(config: DictConfig, data: ImageDataModule) -> SpikingModel | None:
+    """Load the spiking network that fine-tuning starts from; None if that is the converted one."""
+    if config.fine_tuning.get("start") is None:
+        return None
+    with config_errors("fine_tuning.start"):
+        snn = load(config.fine_tuning.start, backend=config.backend.name)
+        wanted, found = tuple(data.input_shape), tuple(snn.provenance.input_shape)
+        if wanted != found:
+            raise ValueError(f"it is of a network for images {list(found)}, the data's are {list(wanted)}.")
+        if snn.encoder != config.input_coding:
+            raise ValueError(f"it is of a network with input_coding={snn.encoder}, not {config.input_coding}.")
+        if snn.provenance.precision != "fp32":
+            raise ValueError(f"it is of a network with precision={snn.provenance.precision}; only fp32 is trained.")
+        classes = snn(torch.zeros(1, *wanted)).shape[-1]
+        if classes != data.num_classes:
+            raise ValueError(f"it is of a network for {classes} classes, the data have {data.num_classes}.")
+        return snn
+
+
+@contextmanager
+def _stage(name: str, lower: str) -> Iterator[None]:
     start = time.perf_counter()
-    yield
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SnnLowlatError(
+            f"{name[0].upper() + name[1:]} needs more memory than there is: lower {lower}. What was finished before is "
+            f"kept. ({reason})"
+        ) from error
     logger.info("%s took %.1f s", name[0].upper() + name[1:], time.perf_counter() - start)
+
+
+def _kept(folder: Path) -> str:
+    """Say what an interrupted run leaves, and how it goes on."""
+    places = ("checkpoints/last.ckpt", "fine_tuning/checkpoints/last.ckpt")
+    checkpoints = [place for place in places if (folder / place).exists()]
+    parts = [f"the training up to its last whole epoch ({place})" for place in checkpoints[-1:]]
+    parts += [f"the {what} ({name})" for name, what in _RESULTS.items() if (folder / name).exists()]
+    kept = f"Kept in {folder}: {', '.join(parts)}." if parts else f"The run in {folder} had finished nothing yet."
+    key, place = "hydra.run.dir", folder
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        key, place = "hydra.sweep.dir", Path(HydraConfig.get().sweep.dir).absolute()
+    options = f"{key}={place}" + (" 'resume=${folder}'" if checkpoints else "")
+    rest = " with this run; those that are finished are not done again" if key == "hydra.sweep.dir" else ""
+    return f"{kept} The same command with {options} goes on{rest}."
+
+
+_RESULTS = {"ann.pt": "trained network", "snn.pt": "spiking network", "results.csv": "results so far"}
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
@@ -389,24 +489,57 @@ def main(config: DictConfig) -> float:
     """
     for name in ("lightning.pytorch", "lightning.fabric", *([] if _is_first() else ["snn_lowlat"])):
         logging.getLogger(name).setLevel(logging.WARNING)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if _is_first():
+        for sentence in without_effect(config, list(HydraConfig.get().overrides.task)):
+            logger.warning(sentence)
     try:
-        return run(config, Path(HydraConfig.get().runtime.output_dir))
+        with interruptible():
+            return run(config, folder)
+    # Hydra prints errors of its own kind without a traceback; HYDRA_FULL_ERROR=1 shows it.
     except ConfigError:
         raise
     except (SnnLowlatError, FileNotFoundError) as error:
-        # Hydra prints errors of this kind without a traceback; HYDRA_FULL_ERROR=1 shows it.
         raise CompactHydraException(str(error)) from error
+    except (OSError, RuntimeError) as error:
+        if is_full_disk(error):
+            raise CompactHydraException(
+                f"the disk that {folder} is on is full, or a file may not be larger ({error}): make room and start the "
+                "same command again, or choose another folder with hydra.run.dir=DIR. What was finished before is kept."
+            ) from error
+        if isinstance(error, PermissionError):
+            raise CompactHydraException(f"{error.filename or folder}: {error.strerror}.") from error
+        raise
+    except (Interrupted, SIGTERMException) as error:
+        interrupted = error if isinstance(error, Interrupted) else Interrupted(signal.SIGTERM)
+        interrupted.message = _kept(folder)
+        raise interrupted from None
 
 
 def command_line() -> None:
-    """Run :func:`main`; where Hydra refuses a key that does not exist, add which keys there are."""
+    """Run :func:`main`; where Hydra refuses a name that does not exist, add which there are."""
+    problem = null_group(sys.argv[1:])
+    if problem is not None:
+        _say(problem)
+        raise SystemExit(1)
     try:
-        main()
-    except SystemExit:
-        hint = unknown_key(sys.argv[1:])
-        if hint is not None:
-            Console(stderr=True, highlight=False, soft_wrap=True).print(hint)
+        with interruptible():
+            main()
+    except Interrupted as interrupted:
+        if not _is_first():
+            # Lightning kills the first process, which has yet to say what is kept, where another one fails.
+            raise SystemExit(0) from None
+        _say(f"Stopped by {interrupted.name}. {interrupted.message}".strip())
+        raise SystemExit(interrupted.status) from None
+    except SystemExit as end:
+        sentence = hint(sys.argv[1:]) if end.code else None
+        if sentence is not None:
+            _say(sentence)
         raise
+
+
+def _say(sentence: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(sentence)
 
 
 if __name__ == "__main__":

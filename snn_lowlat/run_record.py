@@ -1,21 +1,33 @@
-"""The note in a run's folder that says of which config its files are, and whether the run came to its end."""
+"""The notes in a run's folder: of which config its files are, whether the run came to its end, and who works there."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # only Unix has it
+    fcntl = None  # type: ignore[assignment]
+
 from omegaconf import DictConfig, OmegaConf
 
+from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.files import whole_file
 from snn_lowlat.model import current_versions
 
-__all__ = ["RunRecord", "is_unfinished"]
+__all__ = ["RunRecord", "alone_in", "is_unfinished"]
 
 _FILE = "run.json"
+_LOCK = "run.lock"
 
 
 class RunRecord:
@@ -30,6 +42,10 @@ class RunRecord:
     """
 
     def __init__(self, config: DictConfig, folder: Path) -> None:
+        if config.get("resume") is not None and Path(config.resume).expanduser().resolve() == folder.resolve():
+            # A training that goes on in its own folder is the one that was begun there.
+            config = config.copy()
+            config.resume = None
         text = OmegaConf.to_yaml(config, resolve=True, sort_keys=True) + json.dumps(current_versions(), sort_keys=True)
         self._digest = hashlib.sha256(text.encode()).hexdigest()
         self._folder = folder
@@ -39,7 +55,7 @@ class RunRecord:
         note = _read(self._folder)
         if note.get("run") != self._digest or not note.get("finished"):
             return None
-        return math.nan if note["returned"] is None else float(note["returned"])
+        return math.nan if note.get("returned") is None else float(note["returned"])
 
     def begin(self) -> None:
         """Note that the run has begun."""
@@ -62,6 +78,53 @@ def is_unfinished(folder: Path) -> bool:
 def _read(folder: Path) -> dict[str, Any]:
     try:
         note: dict[str, Any] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         return {}
-    return note
+    return note if isinstance(note, dict) else {}
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder. The system lets go of it when the process ends, however it ends.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder.
+
+    Raises
+    ------
+    SnnLowlatError
+        If another process works there; the message names it.
+    """
+    if fcntl is None:
+        yield
+        return
+    place = folder / _LOCK
+    while True:
+        file = place.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                # A file system that has no locks.
+                break
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            file.close()
+            raise SnnLowlatError(
+                f"another run works in {folder}, process {owner}: wait until it has ended or stop it, or choose "
+                "another folder with hydra.run.dir=DIR (hydra.sweep.dir=DIR for --multirun)."
+            ) from None
+        # The run that had it before may have removed the file since it was opened.
+        if place.exists() and os.path.samestat(os.fstat(file.fileno()), place.stat()):
+            break
+        file.close()
+    try:
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+    finally:
+        place.unlink(missing_ok=True)
+        file.close()

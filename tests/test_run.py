@@ -19,7 +19,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from snn_lowlat import load, strategies
+from snn_lowlat import convert, load, strategies
 from snn_lowlat import run as runner
 from snn_lowlat.config import CONFIG_FOLDER, ConfigError, build, checked, unknown_key
 from snn_lowlat.evaluation import COLUMNS
@@ -219,7 +219,7 @@ def test_every_strategy_has_a_file() -> None:
         (["+foo=1"], "unknown config key 'foo'.*compare"),
         (["+evaluation.foo=1"], "unknown config key 'evaluation.foo'.*progress"),
         (["timesteps=abc"], "timesteps.*abc"),
-        (["timesteps=0"], "timesteps must be at least 1"),
+        (["timesteps=0"], "timesteps must be a whole number of at least 1"),
         (["calibration.images=0"], "calibration.images"),
         (["backend.name=norse"], "backend.*norse.*spikingjelly"),
         (["precision=int4"], "precision.*int4.*int8"),
@@ -253,11 +253,84 @@ def test_every_strategy_has_a_file() -> None:
         (["resume=.", "model.weights=w.pt"], "resume.*model.weights"),
         (["+trainer.callbacks.checkpoint.monitr=x"], "trainer.callbacks.checkpoint.*Did you mean 'monitor'"),
         (["+trainer.max_epoch=1"], "Did you mean 'max_epochs'"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs must be a whole number of at least 1, not 0"),
+        (["trainer.max_epochs=-1"], "trainer.max_epochs must be a whole number of at least 1, not -1"),
+        (["trainer.max_epochs=1.5"], r"trainer.max_epochs must be a whole number of at least 1, not 1\.5"),
+        (["trainer.max_epochs=two"], "trainer.max_epochs must be a whole number of at least 1, not 'two'"),
+        (["fine_tuning=sgl", "fine_tuning.max_epochs=0"], "fine_tuning.max_epochs must be .* not 0"),
+        (["+trainer.max_steps=0"], "trainer.max_steps must be"),
+        (["+trainer.limit_train_batches=0"], "leaves nothing to train with"),
+        (["trainer.devices=1000"], r"trainer.devices=1000 asks for 1000 processes.*cores"),
+        (["trainer.devices=two"], "trainer.devices must be a whole number"),
+        (["data.batch_size=1.5"], r"data.batch_size must be a whole number of at least 1, not 1\.5"),
+        (["data.batch_size=0"], "data.batch_size must be a whole number of at least 1, not 0"),
+        (["data.mean=[0,0,0]", "data.std=[1,1,1]"], "data: mean has 3 values, but digits has 1 channels"),
+        (["seed=-1"], "seed must be a whole number from 0"),
+        (["seed=1e20"], "seed: "),
+        (["seed=100000000000000000000"], "seed must be a whole number from 0"),
+        (["seed=abc"], "seed: .*abc"),
+        (["data.seed=-1"], "data.seed must be a whole number of at least 0, not -1"),
+        (["model.width=0"], "model: "),
+        (
+            ["strategy.threshold=ceiling"],
+            r"threshold=ceiling needs .* layer features_0_2 has none.*activation=ceiling",
+        ),
+        (["strategy.percentile=99"], r"strategy: percentile=99 has a meaning with threshold=percentile only"),
+        (["strategy=distribution_aware", "strategy.ceiling=max", "strategy.percentile=99"], "ceiling=percentile only"),
+        (["compare=[{name: value_range, percentile: 99}]"], "compare: percentile=99"),
+        (["~strategy"], "strategy needs a name"),
+        (["~backend"], "backend needs a name"),
+        (["~data"], "data needs _target_"),
+        (["~model"], "model needs _target_"),
+        (["~trainer._target_"], "trainer needs _target_"),
+        (["fine_tuning=sgl", "precision=int8"], "precision=int8 and fine_tuning don't go together"),
     ],
 )
 def test_config_errors_say_what_there_is(overrides: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises((ConfigError, FileNotFoundError), match=f"(?s){message}"):
         run(composed(*FAST[:2], *overrides), tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("trainer.accelerator=gpu", "trainer: .*gpu"), ("device=cuda", "device=cuda is not there.*device=cpu")],
+)
+def test_a_gpu_that_is_not_there_is_named_by_its_key(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(composed(*FAST[:2], override), tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    network = SmallCNN(width=4)
+    with torch.no_grad():
+        network.classifier.bias[3] = value
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    for key in ("weights", "initial_weights"):
+        with pytest.raises(ConfigError, match=rf"model\.{key}: .*NaN or infinite values in classifier\.bias"):
+            run(composed(*FAST, f"model.{key}={tmp_path / 'weights.pt'}"), tmp_path / "run")
+
+
+def test_fine_tuning_starts_only_from_a_network_for_the_same_images(tmp_path: Path) -> None:
+    def start(name: str, size: int = 8, classes: int = 10, **options: str) -> None:
+        ann, images = SmallCNN(1, classes, size, 4).eval(), torch.rand(20, 1, size, size)
+        convert(ann, images, timesteps=1, **options).save(tmp_path / f"{name}.pt")
+
+    start("int8", precision="int8")
+    start("poisson", encoder="poisson")
+    start("two_classes", classes=2)
+    start("large", size=12)
+    for name, message in (
+        ("int8", "precision=int8; only fp32 is trained"),
+        ("poisson", "with input_coding=poisson, not direct"),
+        ("two_classes", "for 2 classes, the data have 10"),
+        ("large", r"for images \[1, 12, 12\], the data's are \[1, 8, 8\]"),
+    ):
+        begun = ("fine_tuning=sgl", f"fine_tuning.start={tmp_path / name}.pt")
+        with pytest.raises(ConfigError, match=rf"fine_tuning\.start: it is of a network .*{message}"):
+            run(composed(*FAST, *begun), tmp_path / "tuned")
+    assert not (tmp_path / "tuned" / "checkpoints").exists()
 
 
 def test_unknown_group_options_list_those_there_are() -> None:
@@ -338,7 +411,7 @@ def test_a_resumed_training_is_the_one_that_was_not_interrupted(
 
 
 def test_a_finished_run_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = (*FAST, "timesteps=2", "trainer.max_epochs=0", "compare=[threshold_balancing]")
+    options = (*FAST, "timesteps=2", "compare=[threshold_balancing]")
     begun = []
 
     def note(config: DictConfig, folder: Path) -> float:
@@ -382,12 +455,21 @@ def test_a_training_is_resumed_only_as_it_was_begun(tmp_path: Path) -> None:
         (("model.width=8",), r"another network than SmallCNN"),
         ((f"resume={tmp_path / 'ann.pt'}",), r"no state of a training; model\.weights"),
         ((f"resume={tmp_path / 'config.yaml'}",), r"config\.yaml is damaged"),
+        (("data.seed=1",), r"data\.seed was 0, not 1"),
+        (("data.validation_fraction=0.2",), r"data\.validation_fraction was 0\.1, not 0\.2"),
+        (("data.test_fraction=0.3",), r"data\.test_fraction was 0\.2, not 0\.3"),
+        (("data.batch_size=32",), r"data\.batch_size was 64, not 32"),
+        (("data.augment=true",), r"data\.augment was False, not True"),
+        (("data.mean=[0.1]", "data.std=[0.5]"), r"data\.mean was None, not \[0\.1\]"),
+        (("+trainer.accumulate_grad_batches=2",), r"trainer\.accumulate_grad_batches was 1, not 2"),
     ):
         with pytest.raises(ConfigError, match=f"resume: .*{message}"):
             run(composed(*FAST, "timesteps=1", f"resume={tmp_path}", *overrides), tmp_path / "other")
     longer = (*FAST[:1], *FAST[2:], "trainer.max_epochs=2", "timesteps=1", f"resume={tmp_path}")
     run(composed(*longer), tmp_path / "longer")
     assert torch.load(tmp_path / "longer" / "checkpoints" / "last.ckpt")["epoch"] == 1
+    with pytest.raises(ConfigError, match="max_epochs was 2, not 1, and a training can be made longer but not shorter"):
+        run(composed(*FAST, "timesteps=1", f"resume={tmp_path / 'longer'}"), tmp_path / "other")
 
 
 def test_loggers_and_callbacks_are_chosen_by_name(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from spikingjelly.activation_based.ann2snn.recipes.step_mode_adapters import ada
 from torch import Tensor, fx, nn
 
 from snn_lowlat.adapters.windows import align_windows, window_length
-from snn_lowlat.errors import unknown_name
+from snn_lowlat.errors import SnnLowlatError, unknown_name
 from snn_lowlat.graph import find_sites, without_ceilings
 from snn_lowlat.neurons import (
     PoolState,
@@ -500,6 +500,8 @@ def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.G
 
 def reset(network: nn.Module) -> None:
     """Put every neuron into its initial state."""
+    # Somebody may have put other modules in since it was last reset.
+    functional.invalidate_reset_cache(network)
     functional.reset_net(network)
 
 
@@ -508,7 +510,7 @@ def run(network: nn.Module, inputs: Tensor) -> Tensor:
 
     The network's own step modes are left as they were.
     """
-    functional.reset_net(network)
+    reset(network)
     with _step_mode(network, "m"):
         try:
             return network(inputs)  # type: ignore[no-any-return]
@@ -563,18 +565,27 @@ def weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 def current_plan(network: nn.Module, plan: Plan) -> dict[str, SitePlan]:
-    """Return the plan with the thresholds, potentials and amplitudes that the neurons have now."""
-    neurons: dict[str, Any] = spiking_layers(network)
-    amplitudes: dict[str, Any] = {name: network.get_submodule(f"{name}_amplitude") for name in neurons}
-    return {
-        name: replace(
-            plan[name],
-            threshold=layer.v_threshold,
-            initial_potential=layer.v_offset,
-            amplitude=amplitudes[name].scale,
-        )
-        for name, layer in neurons.items()
-    }
+    """Return the plan with the thresholds, potentials and amplitudes that the neurons have now.
+
+    Raises
+    ------
+    SnnLowlatError
+        If a layer has values that no neuron can have.
+    """
+    current = {}
+    for name, layer in spiking_layers(network).items():
+        neurons: Any = layer
+        amplitude: Any = network.get_submodule(f"{name}_amplitude")
+        try:
+            current[name] = replace(
+                plan[name],
+                threshold=neurons.v_threshold,
+                initial_potential=neurons.v_offset,
+                amplitude=amplitude.scale,
+            )
+        except ValueError as error:
+            raise SnnLowlatError(f"layer {name!r} has been changed to something else than a neuron: {error}") from error
+    return current
 
 
 class LowLatencyRecipe(FXConversionRecipe):  # type: ignore[misc]

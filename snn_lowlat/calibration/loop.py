@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,9 @@ from snn_lowlat.calibration.statistics import SiteStatistics
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import CalibrationError
 from snn_lowlat.graph import Site, find_sites
+from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.modes import evaluating
+from snn_lowlat.processes import gathered
 from snn_lowlat.progress import tracked
 
 __all__ = ["calibrate", "inputs_of", "observe"]
@@ -153,6 +154,7 @@ def observe(
     histograms: dict[str, Histogram] = {}
     seen = _Seen()
     target = torch.device(device) if device is not None else device_of(network)
+    dtype = floating_type(network)
     handles = [place.register_forward_pre_hook(_observer(name, histograms)) for name, place in places.items()]
     try:
         with evaluating(network):
@@ -164,13 +166,10 @@ def observe(
                 seen.add(values)
                 values = values.to(target)
                 try:
-                    network(values)
-                except CalibrationError as error:
-                    if not bool(torch.isfinite(values).all()):
-                        raise CalibrationError(
-                            f"{error} The input batch itself holds NaN or Inf: clean the data."
-                        ) from error
-                    raise
+                    values = usable_images(values, dtype)
+                except ValueError as error:
+                    raise CalibrationError(f"calibration data can't be used: {error}") from error
+                network(values)
     finally:
         for handle in handles:
             handle.remove()
@@ -252,17 +251,15 @@ def _of_all_processes(histograms: dict[str, Histogram], seen: _Seen) -> tuple[di
     """Merge the histograms of all processes that work together, in the same order in each of them."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return histograms, [seen]
-    own = {name: histogram.to("cpu") for name, histogram in histograms.items()}
-    gathered: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, (own, seen))
-    merged, *others = (share for share, _ in gathered)
+    shares = gathered(({name: histogram.to("cpu") for name, histogram in histograms.items()}, seen))
+    merged, *others = (share for share, _ in shares)
     for share in others:
         for name, histogram in share.items():
             if name in merged:
                 merged[name].merge(histogram)
             else:
                 merged[name] = histogram
-    return merged, [part for _, part in gathered]
+    return merged, [part for _, part in shares]
 
 
 def _statistics(site: Site, histogram: Histogram | None) -> SiteStatistics:

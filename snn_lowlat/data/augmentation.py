@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from snn_lowlat import checks
+
 __all__ = ["crop_and_flip"]
 
 
@@ -29,6 +31,7 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) 
     Tensor
         Shape ``[N, C, H, W]``.
     """
+    padding = checks.count("padding", padding, 0)
     number, _, height, width = images.shape
     windows = functional.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     top, left = torch.randint(0, 2 * padding + 1, (2, number), generator=generator)

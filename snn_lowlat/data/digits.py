@@ -36,6 +36,10 @@ class Digits(ImageDataModule):
         test_fraction = checks.number("test_fraction", test_fraction, above=0, below=1)
         self.test_fraction = test_fraction
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what decides which pictures are trained on and how; see :class:`ImageDataModule`."""
+        return {"test_fraction": self.test_fraction, **super().state_dict()}
+
     @property
     def classes(self) -> tuple[str, ...]:
         """The ten digits."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningDataModule
@@ -17,6 +18,8 @@ from snn_lowlat.data.augmentation import crop_and_flip
 from snn_lowlat.data.batches import ImageBatches, as_it_is
 from snn_lowlat.data.sampling import EpochSampler, balanced_order, stratified_split
 from snn_lowlat.data.sources import ImageSource
+from snn_lowlat.errors import FileFormatError
+from snn_lowlat.training.resuming import changes
 
 __all__ = ["ImageDataModule"]
 
@@ -131,6 +134,35 @@ class ImageDataModule(LightningDataModule, ABC):
             self._check(source, "training" if train else "test")
             self._sources[train] = source
         return self._sources[train]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what decides which pictures are trained on and how, as plain values; checkpoints hold it."""
+        labels = self.source(train=True).labels[self._training_indices()]
+        content = hashlib.sha256(self._training_indices().numpy().tobytes() + labels.numpy().tobytes())
+        return {
+            "seed": self.seed,
+            "validation_fraction": self.validation_fraction,
+            "batch_size": self.batch_size,
+            "augment": self.augment,
+            "mean": list(self.mean) if self.normalise and self.mean is not None else None,
+            "std": list(self.std) if self.normalise and self.std is not None else None,
+            "training_images": len(labels),
+            "training_labels": content.hexdigest(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Check that a training goes on with the pictures that it began with.
+
+        Raises
+        ------
+        FileFormatError
+            If an option is another; the message names it.
+        """
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        changed = changes(state_dict, self.state_dict(), "data.")
+        if changed:
+            raise FileFormatError(f"the training was begun with other data: {'; '.join(changed)}.")
 
     def setup(self, stage: str | None = None) -> None:
         """Read the pictures that a stage of Lightning needs."""

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from snn_lowlat.errors import FileFormatError
@@ -97,7 +97,14 @@ class PictureFiles:
                     (self.size, self.size),
                     Image.Resampling.BILINEAR,
                 )
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise FileFormatError(f"{path} can't be read as a picture: {error}") from error
+        except Image.DecompressionBombError as error:
+            raise FileFormatError(
+                f"{path} is too large a picture ({error}): scale it down, or take it out of its folder."
+            ) from error
+        except MemoryError:
+            raise
+        # Pillow's readers raise all kinds of errors where a file is damaged.
+        except Exception as error:
+            raise FileFormatError(f"{path} can't be read as a picture: {str(error) or type(error).__name__}") from error
         pixels = torch.from_numpy(np.array(square, dtype=np.uint8))
         return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)

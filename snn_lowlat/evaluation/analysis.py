@@ -19,6 +19,7 @@ from snn_lowlat.evaluation.operations import EventCounter, Operations, ann_opera
 from snn_lowlat.evaluation.report import Report
 from snn_lowlat.evaluation.steps import listed_steps
 from snn_lowlat.graph import normalise
+from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.progress import tracked
 from snn_lowlat.simulation import micro_batches
@@ -158,7 +159,7 @@ def analyse(
         inputs = inputs_of(batch)[: None if images is None else images - seen].to(place)
         if not len(inputs):
             continue
-        checks.images("images", inputs, snn.provenance.input_shape)
+        inputs = usable_images(inputs, floating_type(graph), snn.provenance.input_shape)
         if ann is not None and errors is None:
             errors = ErrorCounter(normalise(ann, inputs[:2]).to(place), graph, plan)
         for part in micro_batches(inputs, counter.timesteps, snn.micro_batch):

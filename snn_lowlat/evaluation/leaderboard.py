@@ -31,6 +31,7 @@ __all__ = ["LeaderboardCallback", "Run", "read_runs", "write_leaderboard"]
 
 _LOGGER = logging.getLogger(__name__)
 _ERROR_FILE = "error.txt"
+_JOB_FILE = "job.json"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def read_runs(folder: str | Path) -> list[Run]:
         The sweep's folder.
     """
     folder = Path(folder)
-    places = {path.parent.parent for path in folder.rglob(".hydra/overrides.yaml")}
+    places = {path.parent for path in folder.rglob(_JOB_FILE)}
     return [_read_run(folder, place) for place in sorted(places, key=_natural)]
 
 
@@ -78,7 +79,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 def _read_run(folder: Path, place: Path) -> Run:
     error_file, results, config = place / _ERROR_FILE, place / "results.json", place / "config.yaml"
-    overrides = tuple(map(str, OmegaConf.load(place / ".hydra" / "overrides.yaml")))
+    overrides = tuple(json.loads((place / _JOB_FILE).read_text(encoding="utf-8"))["overrides"])
     error = error_file.read_text(encoding="utf-8").strip() if error_file.is_file() else None
     reports: tuple[Report, ...] = ()
     formats: tuple[str, ...] = ()
@@ -211,7 +212,7 @@ def _write(path: Path, text: str) -> None:
 
 
 class LeaderboardCallback(Callback):  # type: ignore[misc]
-    """Hydra's callback: notes in each run's folder why it failed, and compares all runs at the end of the sweep.
+    """Hydra's callback: notes what each run is and why it failed, and compares all runs at the end of the sweep.
 
     Hydra does not come to the end of a sweep in which a run failed; the comparison is then written when the process
     that started the sweep ends.
@@ -224,6 +225,12 @@ class LeaderboardCallback(Callback):  # type: ignore[misc]
         """Remember where the sweep is."""
         self._folder = Path(config.hydra.sweep.dir).absolute()
         atexit.register(self._compare)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note what the command line said for a run. Hydra's own note may be empty if the process is killed."""
+        if config.hydra.mode == RunMode.MULTIRUN:
+            note = {"overrides": [str(override) for override in config.hydra.overrides.task]}
+            _write(Path(config.hydra.runtime.output_dir) / _JOB_FILE, json.dumps(note))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Note why a run failed, or that it no longer does."""

@@ -45,6 +45,7 @@ from snn_lowlat.devices import device_of
 from snn_lowlat.encoding import input_events, make_encoder
 from snn_lowlat.evaluation.steps import listed_steps
 from snn_lowlat.graph import BATCH_NORMS, find_sites
+from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.neurons import MAX_POOLS, NEURONS, is_cumulative
 from snn_lowlat.plan import Plan
@@ -237,7 +238,7 @@ def measure_operations(
         inputs = inputs_of(batch)[: None if images is None else images - seen].to(place)
         if not len(inputs):
             continue
-        checks.images("images", inputs, snn.provenance.input_shape)
+        inputs = usable_images(inputs, floating_type(graph), snn.provenance.input_shape)
         for part in micro_batches(inputs, counter.timesteps, snn.micro_batch):
             counter.run(part, snn.seed)
         seen += len(inputs)

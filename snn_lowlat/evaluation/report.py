@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from snn_lowlat import checks
 from snn_lowlat.files import whole_file
 
 if TYPE_CHECKING:
@@ -178,6 +179,8 @@ class Report:
         Images may then follow each other every ``timesteps`` steps, whatever the latency. Where layers see their whole
         window first, :attr:`latencies` are those of such hardware already.
         """
+        if timesteps not in self.latencies:
+            raise ValueError(f"timesteps must be one of {', '.join(map(str, self.latencies))}, not {timesteps!r}.")
         return max(self.latencies[timesteps], timesteps + self.depth)
 
     def steps_within(self, points: float) -> int | None:
@@ -188,6 +191,7 @@ class Report:
         points : float
             How near, in percentage points.
         """
+        points = checks.number("points", points)
         if self.ann_accuracy is None:
             return None
         enough = near(self.ann_accuracy, points)

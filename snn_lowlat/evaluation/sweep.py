@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from snn_lowlat import checks
+from snn_lowlat.answers import check_alike, class_indices, classes_of, predictions
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.devices import device_of
-from snn_lowlat.evaluation.answers import check_alike, class_indices, classes_of, predictions
 from snn_lowlat.evaluation.report import Report
 from snn_lowlat.evaluation.steps import listed_steps
+from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.model import SpikingModel, current_versions
 from snn_lowlat.modes import evaluating
 from snn_lowlat.progress import tracked
@@ -93,13 +94,13 @@ def evaluate(
             if not len(inputs):
                 continue
             outputs = _readouts(snn, inputs, steps, rates)
-            labels = class_indices(given, classes_of(outputs.shape[1:], _NO_CLASSES))
+            labels = class_indices(given, classes_of(outputs.shape[1:], _NO_CLASSES)).cpu()
             if len(inputs) != len(labels):
                 raise ValueError(f"a batch has {len(inputs)} images but {len(labels)} labels.")
             found = predictions(outputs.flatten(0, 1)).reshape(len(steps), -1)
             correct += (found.cpu() == labels).sum(1)
             if ann is not None:
-                logits = ann(inputs)
+                logits = ann(usable_images(inputs, floating_type(ann)))
                 check_alike(logits, outputs.shape[1:])
                 ann_correct += int((predictions(logits).cpu() == labels).sum())
             images += len(labels)
@@ -187,7 +188,7 @@ def _report(snn: SpikingModel, steps: list[int], images: int, rates: FiringRates
         latencies={step: int(snn.latency_steps_at(step)) for step in steps},
         firing_rates=rates.compute(),
         computed="counts" if snn.is_counted else "spikes",
-        precision=snn.provenance.precision,
+        precision=snn.precision,
         images=images,
         backend=snn.backend,
         encoder=str(snn.encoder),
@@ -241,7 +242,7 @@ def labels_of(batch: object, classes: int | None = None) -> Tensor:
     ValueError
         If there are none, or they are no class indices from 0 up to the number of classes.
     """
-    return class_indices(_raw_labels(batch), classes)
+    return class_indices(_raw_labels(batch), classes).cpu()
 
 
 def _raw_labels(batch: object) -> object:

@@ -19,6 +19,7 @@ from snn_lowlat.graph.sites import (
     is_sum_for_one_reader,
     output_bias_carrier,
 )
+from snn_lowlat.graph.whole_numbers import WholeNumbers, whole_numbers
 
 __all__ = [
     "BATCH_NORMS",
@@ -26,6 +27,7 @@ __all__ = [
     "ConvertibilityReport",
     "Obstacle",
     "Site",
+    "WholeNumbers",
     "bias_carrier",
     "channel_dimensions",
     "check_convertible",
@@ -40,6 +42,7 @@ __all__ = [
     "output_bias_carrier",
     "rebuild",
     "to_integers",
+    "whole_numbers",
     "with_per_step_max_pools",
     "with_rounded_weights",
     "with_safe_names",

@@ -37,7 +37,8 @@ def channel_dimensions(graph: fx.GraphModule, example: Tensor) -> dict[fx.Node, 
         1 where no layer with weights says otherwise.
     """
     with torch.no_grad():
-        ShapeProp(graph).propagate(example[:2])
+        # A process may have no image of its own.
+        ShapeProp(graph).propagate(example[:2] if len(example) else example.new_zeros(2, *example.shape[1:]))
     known: dict[fx.Node, int | None] = {}
     for node in graph.graph.nodes:
         known[node] = _dimension(graph, node, known)

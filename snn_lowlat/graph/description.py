@@ -48,6 +48,10 @@ _WORDS = {
     "padding_mode": ("zeros", "reflect", "replicate", "circular"),
     "mode": ("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear"),
 }
+_POSITIVE = (
+    *("in_channels", "out_channels", "in_features", "out_features", "num_features"),
+    *("kernel_size", "stride", "dilation", "groups"),
+)
 _LARGEST = 2**31 - 1
 _DEEPEST = 3
 
@@ -129,6 +133,9 @@ def rebuild(description: Mapping[str, Any], weights: Mapping[str, Tensor], *, sh
         else:
             target = _FUNCTIONS[target] if op == "call_function" else target
             nodes[entry["name"]] = graph.create_node(op, target, args, name=safe_name(entry["name"]))
+    for node in graph.nodes:
+        if not node.users and node.op != "output":
+            raise ValueError(f"{node.name} is computed, but nothing reads it")
     graph.lint()
     network = fx.GraphModule(root, graph)
     fill(network, weights, share=share)
@@ -144,7 +151,20 @@ def with_safe_names(description: Mapping[str, Any]) -> tuple[dict[str, Any], dic
         The same network.
     names : dict of str to str
         The new name of each layer and constant.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If it is no description.
     """
+    kinds = {"nodes": list, "modules": dict, "buffers": list}
+    if not all(isinstance(description[part], kind) for part, kind in kinds.items()):
+        raise ValueError("its structure is none of operations, layers and constants")
+    entries = [*description["nodes"], *description["modules"].values()]
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError("its operations and layers are none")
+    if not all(isinstance(entry[key], str) for entry in description["nodes"] for key in ("op", "name", "target")):
+        raise ValueError("its operations have no names")
     names = safe_names(dict.fromkeys([*description["modules"], *description["buffers"]]))
     nodes = [
         {**entry, "target": names[entry["target"]]} if entry["op"] in ("call_module", "get_attr") else entry
@@ -187,7 +207,8 @@ def _module(name: str, kind: Any, options: Mapping[str, Any]) -> nn.Module:
         raise ValueError(f"layer {name!r} is none of the normal form: {kind!r} with {list(options)}"[:200])
     for option, value in options.items():
         values = value if isinstance(value, (tuple, list)) else (value,)
-        if not all(_is_number(part) or part in (None, *_WORDS.get(option, ())) for part in values):
+        low = 1 if option in _POSITIVE else -math.inf
+        if not all(part >= low if _is_number(part) else part in (None, *_WORDS.get(option, ())) for part in values):
             raise ValueError(f"layer {name!r} can't have {option}={value!r}"[:200])
     return _MODULES[kind](**options)
 

@@ -17,14 +17,12 @@ from torch.fx.passes.shape_prop import ShapeProp
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import without_ceilings
-from snn_lowlat.graph.sites import find_sites
+from snn_lowlat.graph.sites import BATCH_NORMS, find_sites
+from snn_lowlat.graph.whole_numbers import LEVELS
 from snn_lowlat.neurons.max_pool import MAX_POOLS
 from snn_lowlat.plan import Plan, SitePlan
 
 __all__ = ["LEVELS", "original_of", "to_integers", "with_rounded_weights"]
-
-LEVELS = 127
-"""The largest magnitude of a weight: eight bits, one of them the sign."""
 
 # Below this all whole numbers are floating-point numbers of single precision, and so are their sums, in any order.
 _EXACT = 2**24
@@ -35,8 +33,14 @@ _FINEST_THRESHOLD = 2**12
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _AVERAGES = (nn.AvgPool2d, nn.AvgPool3d)
 _ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+_AVERAGES_1D = (nn.AvgPool1d, nn.AdaptiveAvgPool1d)
 _SHAPES = (operator.getitem, torch.cat, torch.flatten, torch.reshape)
 _PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+_SUMS = (operator.add, operator.sub)
+_POOLS = (*MAX_POOLS, *_AVERAGES, *_ADAPTIVE)
+_NOTHING_BETWEEN = "it reads what another layer with weights computes, without neurons between"
+# A layer's rounding may be off by no more than this part of the currents that it is added to.
+_LEAST_RESOLUTION = 16
 _ORIGINAL = "original"
 _LEAKING = "leaky_integrate_and_fire"
 
@@ -67,7 +71,8 @@ def to_integers(
 
     The weights of each output channel are rounded to multiples of a unit of their own, a 127th of the largest
     (symmetric quantisation). What spikes are worth is in the weights. Currents, thresholds and initial potentials are
-    multiples of the same unit, pixels of a unit that resolves them as finely as can be. All are kept as floating-point
+    multiples of the same unit, pixels of a unit that resolves them as finely as can be. What a network does to each
+    pixel by itself, as to normalise it, stays in floating point before that. All else is kept as floating-point
     numbers small enough for their sums to be exact, so that spikes depend neither on the order of sums nor on memory
     layout, batch size or number of threads, nor on the kind of arithmetic: any kernel that adds whole numbers exactly
     gives the same spikes.
@@ -144,24 +149,50 @@ class _Rewriting:
         with torch.no_grad():
             ShapeProp(self.graph).propagate(images[:2])
         self.sites = {site.node: site for site in find_sites(self.graph).values()}
-        self.brightest = float(images.abs().max())
+        self.reference = next(self.graph.parameters(), images)
+        self.of_pixels = self._what_pixels_become()
+        self.brightest = _largest_values(self.graph, self.of_pixels, images)
         # By the layer's name, in the units of the original.
         self.rounded: dict[str, Tensor] = {}
         self.thresholds: dict[fx.Node, Tensor] = {}
         self.weights: dict[fx.Node, Tensor] = {}
+        # What the image alone decides, in every step anew.
+        self.still: set[fx.Node] = set()
+        for node in self.graph.graph.nodes:
+            reads = [before for before in node.all_input_nodes if before.op != "get_attr"]
+            if node not in self.sites and self.still.issuperset(reads):
+                self.still.add(node)
         self.together = self._layers_that_meet()
+        # What neurons send is known before what drives them.
+        for node, site in self.sites.items():
+            amplitude = plan[site.name].amplitude.double().reshape(-1)
+            self.values[node] = _Value(_over(amplitude, self._shape_of(node)), 1.0, is_current=False)
 
     @torch.no_grad()
     def run(self) -> tuple[fx.GraphModule, dict[str, SitePlan]]:
-        waiting = [node for node in self.graph.graph.nodes if node.op != "get_attr"]
+        waiting = [n for n in self.graph.graph.nodes if n.op != "get_attr" and n not in self.of_pixels]
+        for node in list(self.of_pixels):
+            self._round_pixels(node)
         while waiting:
             # Layers whose currents are added share a unit, so that each of them waits for what the others read.
-            node = next(node for node in waiting if all(read in self.values for read in self._reads(node)))
+            ready = (node for node in waiting if all(read in self.values for read in self._reads(node)))
+            node = next(ready, waiting[0])
+            if any(read not in self.values for read in self._reads(node)):
+                reading = [n for n in waiting if any(read not in self.values for read in n.all_input_nodes)]
+                layers = [n for n in reading if isinstance(self._module(n), _WEIGHTED)]
+                raise self._obstacle((layers or reading or waiting)[0], _NOTHING_BETWEEN)
             waiting.remove(node)
             if node.op == "output":
                 self._readout(node)
             else:
                 self.values[node] = self._rewritten(node)
+        constants = [node for node in self.graph.graph.nodes if node.op == "get_attr"]
+        for node in constants:
+            if not node.users:
+                self.graph.graph.erase_node(node)
+        used = {str(node.target) for node in constants if node.users}
+        for name in [name for name, _ in self.graph.named_buffers(recurse=False) if name not in used]:
+            delattr(self.graph, name)
         self.graph.graph.lint()
         self.graph.delete_all_unused_submodules()
         self.graph.recompile()
@@ -172,8 +203,6 @@ class _Rewriting:
         return [read for member in together for read in member.all_input_nodes if read.op != "get_attr"]
 
     def _rewritten(self, node: fx.Node) -> _Value:
-        if node.op == "placeholder":
-            return self._pixels(node)
         if node in self.sites:
             return self._neurons(node)
         module = self._module(node)
@@ -181,24 +210,54 @@ class _Rewriting:
             return self._layer(node, module)
         if isinstance(module, (*_AVERAGES, *_ADAPTIVE)):
             return self._sum_pool(node, module)
+        if isinstance(module, _AVERAGES_1D):
+            return self._sum_pool_1d(node, module)
+        if node.target is torch.mean:
+            return self._mean(node)
         if isinstance(module, MAX_POOLS):
             return self._unchanged(node, module)
+        if isinstance(module, nn.Upsample) and module.mode == "nearest":
+            value = self.values[node.all_input_nodes[0]]
+            return replace(value, unit=module(value.unit[None])[0])
         if isinstance(module, _PADS) and module.value == 0:
             return self._unchanged(node, module, padded=True)
         if node.target in _SHAPES or node.target == "permute":
             return self._shape(node)
-        if node.target is operator.add:
+        if node.target is operator.neg:
+            return self.values[node.all_input_nodes[0]]
+        if node.target is operator.mul:
+            return self._multiple(node)
+        if node.target in _SUMS:
             return self._sum(node)
         raise self._obstacle(node, "it has no counterpart in whole numbers")
 
-    def _pixels(self, node: fx.Node) -> _Value:
-        # The finest pixels whose sums over a layer and all steps are exact.
-        room = min((self._room(user) for user in node.users), default=float(_FINEST_PIXELS))
+    def _what_pixels_become(self) -> list[fx.Node]:
+        """Return the nodes that hold the image, or what is done to each of its pixels by itself, in order."""
+        found: list[fx.Node] = []
+        for node in self.graph.graph.nodes:
+            reads = [before for before in node.all_input_nodes if before.op != "get_attr"]
+            if node.op == "placeholder" or (reads and all(read in found for read in reads) and self._is_by_pixel(node)):
+                found.append(node)
+        return found
+
+    def _is_by_pixel(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            module = self._module(node)
+            return isinstance(module, (*BATCH_NORMS, *_PADS)) or getattr(module, "mode", None) == "nearest"
+        return node.target in (*_SHAPES, "permute", *_SUMS, operator.mul, operator.neg)
+
+    def _round_pixels(self, node: fx.Node) -> None:
+        """Give those who compute in whole numbers whole pixels to read, the finest whose sums are exact."""
+        if isinstance(self._module(node), BATCH_NORMS):
+            node = self._affine(node, self._module(node))
+        following = [user for user in node.users if user not in self.of_pixels]
+        if not following:
+            return
+        room = min(self._room(user) for user in following)
         levels = min(_FINEST_PIXELS, math.floor(room))
         if levels < 1:
-            raise self._obstacle(next(iter(node.users)), "its sums are too large for exact arithmetic")
-        unit = max(self.brightest, 1e-12) / levels
-        following = list(node.users)
+            raise self._obstacle(following[0], "its sums are too large for exact arithmetic")
+        unit = max(self.brightest[node], 1e-12) / levels
         with self.graph.graph.inserting_after(node):
             scaled = self.graph.graph.call_function(operator.mul, (node, 1 / unit))
         with self.graph.graph.inserting_after(scaled):
@@ -207,18 +266,42 @@ class _Rewriting:
             cut = self.graph.graph.call_function(torch.clamp, (rounded, -levels, levels))
         for user in following:
             user.replace_input_with(node, cut)
-        value = _Value(torch.full(self._shape_of(node), unit, dtype=torch.float64), levels, is_current=False)
-        self.values[cut] = value
-        return value
+        whole = torch.full(self._shape_of(node), unit, dtype=torch.float64)
+        self.values[cut] = _Value(whole, levels, is_current=False)
+
+    def _affine(self, node: fx.Node, norm: Any) -> fx.Node:
+        """Write a batch norm as a product and a sum, which are rounded alike in any layout; return the sum."""
+        scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        shift = norm.bias.double() - norm.running_mean.double() * scale
+        (read,) = node.all_input_nodes
+        for target, numbers in ((operator.mul, scale), (operator.add, shift)):
+            constant = self._constant(f"{node.name}_constant", _over(numbers, self._shape_of(node)), node)
+            with self.graph.graph.inserting_before(node):
+                read = self.graph.graph.call_function(target, (read, constant))
+            read.meta = dict(node.meta)
+        node.replace_all_uses_with(read)
+        self.of_pixels[self.of_pixels.index(node)] = read
+        self.brightest[read] = self.brightest[node]
+        self.graph.graph.erase_node(node)
+        return read
 
     def _room(self, node: fx.Node) -> float:
-        """Return how large the inputs of a layer with weights may be."""
+        """Return how large the pixels may be that a node reads, for sums over a layer and all steps to be exact."""
         module = self._module(node)
-        if not isinstance(module, _WEIGHTED):
-            raise self._obstacle(node, "pixels are whole numbers only before a convolution or linear layer")
-        weight = module.weight.double().flatten(1)
-        sums = (weight.abs().sum(1) / weight.abs().amax(1).clamp(min=1e-30)).max() * LEVELS
-        return _EXACT / 4 / (self.timesteps * float(sums))
+        if isinstance(module, _WEIGHTED):
+            weight = module.weight.double().flatten(1)
+            sums = (weight.abs().sum(1) / weight.abs().amax(1).clamp(min=1e-30)).max() * LEVELS
+            return _EXACT / 4 / (self.timesteps * float(sums))
+        if node in self.sites:
+            return float(_FINEST_PIXELS)
+        area = 1.0
+        if isinstance(module, (*_AVERAGES, *_ADAPTIVE, *_AVERAGES_1D)):
+            area = max(1.0, self._shape_of(node.all_input_nodes[0]).numel() / self._shape_of(node).numel())
+        elif not isinstance(module, MAX_POOLS):
+            raise self._obstacle(
+                node, "it joins the image with what layers and neurons compute: let a convolution read the image first"
+            )
+        return min((self._room(user) for user in node.users), default=float(_FINEST_PIXELS)) / area
 
     def _neurons(self, node: fx.Node) -> _Value:
         site = self.sites[node]
@@ -234,8 +317,7 @@ class _Rewriting:
             initial_potential=(before.initial_potential.double() / unit).round().to(before.threshold.dtype),
             amplitude=torch.ones_like(before.amplitude),
         )
-        shape = self._shape_of(node)
-        return _Value(_over(before.amplitude.double().reshape(-1), shape), 1.0, is_current=False)
+        return self.values[node]
 
     def _layer(self, node: fx.Node, module: Any) -> _Value:
         # Of all before any is replaced.
@@ -250,6 +332,7 @@ class _Rewriting:
         if node in self.thresholds:
             largest = max(self.values[read].largest for read in self._reads(node))
             unit = torch.maximum(unit, self.thresholds[node] / (_FINEST_THRESHOLD * largest))
+        self._check_resolution(node, unit)
         whole = (weight / unit.view(-1, *[1] * (weight.dim() - 1))).round()
         bias = (module.bias.double() / unit).round()
         (read,) = node.all_input_nodes
@@ -267,12 +350,25 @@ class _Rewriting:
         unit = unit.expand(shape).clone() if isinstance(module, nn.Linear) else _over(unit, shape)
         return _Value(unit, largest, is_current=True)
 
+    def _check_resolution(self, node: fx.Node, unit: Tensor) -> None:
+        """See that rounding a layer's weights loses little of what it and those that it is added to say."""
+        said = self.thresholds.get(node, torch.zeros(()))
+        for other in self.together[node]:
+            largest = self.values[other.all_input_nodes[0]].largest
+            said = torch.maximum(said, self.weights[other].flatten(1).abs().amax(1) * largest)
+        lost = unit / 2 * self.values[node.all_input_nodes[0]].largest
+        if bool((lost > said / _LEAST_RESOLUTION).logical_and(said > 0).any()):
+            names = [str(other.target) for other in self.together[node] if other is not node]
+            raise self._obstacle(
+                node, f"its inputs are worth far less than those of {', '.join(map(repr, names))}, which it is added to"
+            )
+
     def _folded(self, node: fx.Node, module: Any) -> Tensor:
         """Return a layer's weights times what its inputs are worth, in float64."""
         (read,) = node.all_input_nodes
         value = self.values[read]
         if value.is_current:
-            raise self._obstacle(node, "it reads what another layer with weights computes, without neurons between")
+            raise self._obstacle(node, _NOTHING_BETWEEN)
         weight: Tensor = module.weight.double()
         if isinstance(module, nn.Linear):
             return weight * self._per_channel(value.unit.movedim(-1, 0), read)
@@ -302,6 +398,67 @@ class _Rewriting:
         unit = self._per_channel(value.unit, read) / area
         return replace(value, unit=_over(unit, self._shape_of(node)), largest=value.largest * area)
 
+    def _sum_pool_1d(self, node: fx.Node, module: Any) -> _Value:
+        """Write an average as a convolution with ones: torch's pool in one dimension has no other divisor."""
+        (read,) = node.all_input_nodes
+        channels, length = self._shape_of(read)
+        if isinstance(module, nn.AdaptiveAvgPool1d):
+            kernel, left = divmod(length, self._shape_of(node)[1])
+            stride, padding, plain = kernel, 0, left == 0
+        else:
+            sizes = module.kernel_size, module.stride, module.padding
+            kernel, stride, padding = (int(torch.as_tensor(size)) for size in sizes)
+            plain = not module.ceil_mode and (padding == 0 or module.count_include_pad)
+        if not plain:
+            raise self._obstacle(node, "its windows are of different sizes")
+        ones = nn.Conv1d(channels, channels, kernel, stride, padding, groups=channels).to(self.reference)
+        ones.weight.data.fill_(1)
+        ones.bias.data.fill_(0)  # type: ignore[union-attr]
+        value = self.values[read]
+        unit = _over(self._per_channel(value.unit, read) / kernel, self._shape_of(node))
+        self._replace(node, ones)
+        return replace(value, unit=unit, largest=value.largest * kernel)
+
+    def _mean(self, node: fx.Node) -> _Value:
+        """Write the average over a whole image as a pool."""
+        (read,) = node.all_input_nodes
+        shape = self._shape_of(read)
+        if len(shape) not in (3, 4) or list(node.args[1]) != list(range(2, len(shape) + 1)):  # type: ignore[arg-type]
+            raise self._obstacle(node, "it averages over other dimensions than a whole image")
+        pool: Any = nn.AvgPool2d if len(shape) == 3 else nn.AvgPool3d
+        name = free_name(self.graph, str(node.name))
+        self.graph.add_submodule(name, pool(tuple(shape[1:]), divisor_override=1).eval())
+        with self.graph.graph.inserting_before(node):
+            pooled = self.graph.graph.call_module(name, (read,))
+        node.target, node.args = torch.reshape, (pooled, (-1, *self._shape_of(node)))
+        value, area = self.values[read], math.prod(shape[1:])
+        unit = self._per_channel(value.unit, read) / area
+        return replace(value, unit=_over(unit, self._shape_of(node)), largest=value.largest * area)
+
+    def _multiple(self, node: fx.Node) -> _Value:
+        """Leave a constant factor to what 1 is worth, but for its sign."""
+        (read,) = (before for before in node.all_input_nodes if before.op != "get_attr")
+        value, factor = self.values[read], self._number(node)
+        sign, factor = factor.sign().expand(value.unit.shape), factor.expand(value.unit.shape).abs()
+        same = sign.flatten()[0] if sign.numel() else torch.ones(())
+        whole = float(same) if bool((sign == same).all()) else self._constant(f"{node.name}_sign", sign, node)
+        node.args = (read, whole)
+        return replace(value, unit=value.unit * torch.where(factor > 0, factor, 1.0))
+
+    def _number(self, node: fx.Node) -> Tensor:
+        """Return the constant that a sum or product has as its second term, ``[]`` or for an image, in float64."""
+        term = node.args[1]
+        if not isinstance(term, fx.Node):
+            return torch.as_tensor(term, dtype=torch.float64)
+        constant: Tensor = operator.attrgetter(str(term.target))(self.graph).detach().double()
+        return constant.reshape(constant.shape[1:]) if constant.dim() > len(self._shape_of(node)) else constant
+
+    def _constant(self, name: str, numbers: Tensor, user: fx.Node) -> fx.Node:
+        name = free_name(self.graph, name)
+        self.graph.register_buffer(name, numbers.to(self.reference))
+        with self.graph.graph.inserting_before(user):
+            return self.graph.graph.get_attr(name)
+
     def _unchanged(self, node: fx.Node, module: nn.Module, padded: bool = False) -> _Value:
         (read,) = node.all_input_nodes
         value = self.values[read]
@@ -325,13 +482,15 @@ class _Rewriting:
         return _Value(unit[0], max(value.largest for value in reads), any(value.is_current for value in reads))
 
     def _sum(self, node: fx.Node) -> _Value:
-        terms = [term for term in node.all_input_nodes if term in self.values]
-        if len(terms) != 2 or len(node.args) != 2:
-            raise self._obstacle(node, "it adds a constant, or a term to itself")
+        terms = [term for term in node.all_input_nodes if term.op != "get_attr"]
+        if len(terms) == 1 and node.args[0] is not node.args[1]:
+            return self._sum_with_constant(node)
+        if len(terms) != 2:
+            raise self._obstacle(node, "it adds a term to itself")
         first, second = (self.values[term] for term in terms)
         if first.is_current and second.is_current:
             if not torch.equal(first.unit, second.unit):
-                raise self._obstacle(node, "its terms come from layers of different kinds")
+                return self._sum_of_different(node, terms)
             return replace(first, largest=first.largest + second.largest)
         if not first.is_current and not second.is_current:
             if torch.equal(first.unit, second.unit):
@@ -342,6 +501,25 @@ class _Rewriting:
         current, spikes = (terms[0], terms[1]) if first.is_current else (terms[1], terms[0])
         largest = self._scaled(spikes, self.values[current].unit, node)
         return replace(self.values[current], largest=self.values[current].largest + largest)
+
+    def _sum_of_different(self, node: fx.Node, terms: Sequence[fx.Node]) -> _Value:
+        """Round what the image alone decides to the unit of the other term, or to the coarser if that is both."""
+        moving = [self.values[term] for term in terms if term not in self.still]
+        if len(moving) == 2:
+            raise self._obstacle(node, "its terms come from layers of different kinds")
+        unit = moving[0].unit if moving else torch.maximum(*(self.values[term].unit for term in terms))
+        largest = sum(self._rounded_to(term, unit, node) for term in terms if term in self.still)
+        return _Value(unit, largest + sum(value.largest for value in moving), is_current=True)
+
+    def _sum_with_constant(self, node: fx.Node) -> _Value:
+        number = self._number(node)
+        value = self._as_current(node.all_input_nodes[0], node)
+        whole = (number.expand(value.unit.shape) / value.unit).round()
+        node.args = (node.args[0], self._constant(f"{node.name}_whole", whole, node))
+        largest = value.largest + float(whole.abs().max())
+        if largest * self.timesteps >= _EXACT:
+            raise self._obstacle(node, "its sums are too large for exact arithmetic")
+        return replace(value, largest=largest)
 
     def _as_current(self, node: fx.Node, user: fx.Node) -> _Value:
         """Give what neurons read a unit fine enough for thresholds, where no layer with weights has done so."""
@@ -355,10 +533,8 @@ class _Rewriting:
         """Let one user read a node in another unit; return the largest magnitude there."""
         value = self.values[node]
         factor = (value.unit / unit).round()
-        name = free_name(self.graph, f"{user.name}_factor")
-        self.graph.register_buffer(name, factor.to(next(self.graph.parameters())))
+        constant = self._constant(f"{user.name}_factor", factor, user)
         with self.graph.graph.inserting_before(user):
-            constant = self.graph.graph.get_attr(name)
             scaled = self.graph.graph.call_function(operator.mul, (node, constant))
         user.replace_input_with(node, scaled)
         self.values[scaled] = _Value(unit, value.largest * float(factor.max()), is_current=True)
@@ -366,12 +542,25 @@ class _Rewriting:
             raise self._obstacle(user, "its sums are too large for exact arithmetic")
         return self.values[scaled].largest
 
+    def _rounded_to(self, node: fx.Node, unit: Tensor, user: fx.Node) -> float:
+        """Let one user read what the image alone decides in another unit, rounded; return the largest magnitude."""
+        value = self.values[node]
+        factor = value.unit / unit
+        largest = float(math.ceil(value.largest * float(factor.max())))
+        constant = self._constant(f"{user.name}_factor", factor, user)
+        with self.graph.graph.inserting_before(user):
+            scaled = self.graph.graph.call_function(operator.mul, (node, constant))
+            rounded = self.graph.graph.call_function(torch.round, (scaled,))
+            cut = self.graph.graph.call_function(torch.clamp, (rounded, -largest, largest))
+        user.replace_input_with(node, cut)
+        if largest * self.timesteps >= _EXACT:
+            raise self._obstacle(user, "its sums are too large for exact arithmetic")
+        return largest
+
     def _readout(self, node: fx.Node) -> None:
         (logits,) = node.all_input_nodes
-        name = free_name(self.graph, "output_unit")
-        self.graph.register_buffer(name, self.values[logits].unit.to(next(self.graph.parameters())))
+        constant = self._constant("output_unit", self.values[logits].unit, node)
         with self.graph.graph.inserting_before(node):
-            constant = self.graph.graph.get_attr(name)
             worth = self.graph.graph.call_function(operator.mul, (logits, constant))
         node.replace_input_with(logits, worth)
 
@@ -382,11 +571,15 @@ class _Rewriting:
             module = self._module(node)
             if isinstance(module, _WEIGHTED):
                 meeting[node] = [node]
-            elif node.target in (operator.add, "permute") or isinstance(module, (*MAX_POOLS, *_AVERAGES, *_ADAPTIVE)):
-                group = [layer for before in node.all_input_nodes for layer in meeting.get(before, [])]
+            elif node.target in (*_SUMS, operator.neg, "permute") or isinstance(
+                module, (*MAX_POOLS, *_AVERAGES, *_ADAPTIVE)
+            ):
+                met = [layer for before in node.all_input_nodes for layer in meeting.get(before, [])]
+                group = list(dict.fromkeys(other for layer in met for other in meeting[layer]))
                 meeting[node] = group
                 for layer in group:
-                    meeting[layer] = group
+                    # Pixels are worth far less than spikes: what reads them has units of its own.
+                    meeting[layer] = [other for other in group if (other in self.still) == (layer in self.still)]
             elif node in self.sites:
                 threshold = self.plan[self.sites[node].name].threshold.double()
                 for layer in meeting.get(self.sites[node].current, []):
@@ -411,11 +604,39 @@ class _Rewriting:
     def _module(self, node: fx.Node) -> Any:
         return self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
 
-    def _shape_of(self, node: fx.Node) -> Sequence[int]:
-        return tuple(node.meta["tensor_meta"].shape[1:])
+    def _shape_of(self, node: fx.Node) -> torch.Size:
+        return torch.Size(node.meta["tensor_meta"].shape[1:])
 
     def _obstacle(self, node: fx.Node, reason: str) -> ConversionError:
-        return ConversionError(f"layer {str(node.target)!r} ({node.name}) can't be written in whole numbers: {reason}.")
+        name = str(node.target) if node.op == "call_module" else node.name
+        return ConversionError(
+            f"layer {name!r} can't be written in whole numbers: {reason}. Change it, or convert with precision='fp32'."
+        )
+
+
+class _Largest(fx.Interpreter):
+    """Keeps the largest magnitude of some nodes' values."""
+
+    def __init__(self, graph: fx.GraphModule, nodes: Sequence[fx.Node]) -> None:
+        super().__init__(graph)
+        self.nodes = set(nodes)
+        self.found: dict[fx.Node, float] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op != "get_attr" and n not in self.nodes:
+            return None
+        value = super().run_node(n)
+        if n in self.nodes:
+            self.found[n] = float(value.abs().max())
+        return value
+
+
+@torch.no_grad()
+def _largest_values(graph: fx.GraphModule, nodes: Sequence[fx.Node], images: Tensor) -> dict[fx.Node, float]:
+    """Return the largest magnitude that each of some nodes has over images."""
+    largest = _Largest(graph, nodes)
+    largest.run(images)
+    return largest.found
 
 
 def _over(channels: Tensor, shape: Sequence[int]) -> Tensor:

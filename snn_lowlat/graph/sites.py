@@ -214,8 +214,10 @@ def _carrier(graph: fx.GraphModule, node: fx.Node, dimension: int, channels: Map
                 waiting.append((node.all_input_nodes[0], 1))
         elif node.target == "permute":
             waiting.append((node.all_input_nodes[0], int(str(node.args[1 + dimension]))))
-        elif node.target in (torch.flatten, torch.reshape):
+        elif node.target in (torch.flatten, torch.reshape, operator.getitem):
             (before,) = node.all_input_nodes
+            if math.prod(_shape(before)) != math.prod(_shape(node)):
+                continue
             place = _unreshaped(_shape(before), _shape(node), dimension)
             waiting += [] if place is None else [(before, place)]
         elif node.target is operator.add and node.args[0] is not node.args[1]:

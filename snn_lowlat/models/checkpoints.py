@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lowlat.errors import FileFormatError
+from snn_lowlat.tensor_files import read_tensors
 
 __all__ = ["load_weights"]
 
@@ -44,7 +44,7 @@ def load_weights(model: nn.Module, path: str | Path, *, optional: Collection[str
     FileNotFoundError
         If there is no such file.
     FileFormatError
-        If the file is damaged, holds no weights, or holds those of another network.
+        If the file is damaged, holds no weights, or some that are not finite, or those of another network.
     """
     file = Path(path).expanduser()
     weights = _without_prefixes(_read(file), set(model.state_dict()))
@@ -58,6 +58,13 @@ def load_weights(model: nn.Module, path: str | Path, *, optional: Collection[str
         for name in expected.keys() & weights.keys()
         if weights[name].shape != expected[name].shape
     )
+    broken = sorted(
+        name for name, value in weights.items() if value.is_complex() or not bool(torch.isfinite(value).all())
+    )
+    if broken:
+        raise FileFormatError(
+            f"{file} holds NaN, infinite or complex values in {_some(broken)}: the training it comes from failed."
+        )
     problems = [
         f"{kind}: {_some(names)}"
         for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
@@ -72,13 +79,10 @@ def load_weights(model: nn.Module, path: str | Path, *, optional: Collection[str
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file of weights {file}; name another with model.weights=PATH.")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileFormatError(f"{file} is damaged, no file of weights, or holds more than weights: {reason}") from error
+        content = read_tensors(file, "a file of weights")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file of weights {file}; name another with model.weights=PATH.") from None
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
+
+from snn_lowlat import checks
 
 __all__ = ["InputNormalisation"]
 
@@ -31,10 +32,11 @@ class InputNormalisation(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        if len(mean) != len(std) or not len(mean) or min(std) <= 0:
+        means, stds = checks.values("mean", mean).reshape(-1), checks.values("std", std).reshape(-1)
+        if len(means) != len(stds) or not bool((stds > 0).all()):
             raise ValueError(f"mean and std need as many values, std positive ones, not {mean} and {std}.")
-        self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1))
+        self.register_buffer("mean", means.view(1, -1, 1, 1))
+        self.register_buffer("std", stds.view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map ``[N, C, H, W]`` to ``[N, C, H, W]``."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-__all__ = ["fire_again", "scan", "scan_in_place", "window_backward", "window_forward"]
+__all__ = ["checksum", "fire_again", "scan", "scan_in_place", "window_backward", "window_forward"]
 
 # The rows of a block of so many neurons stay in the nearest cache; windows have more rows.
 _BLOCK, _WINDOW_BLOCK = 256, 128
@@ -295,3 +295,14 @@ def window_backward(
                     sum_of_threshold[j] += of_threshold[j]
                     sum_of_leak[j] += of_leak[j]
     return sums
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def checksum(words):
+    """Add up unsigned words of 64 bits, ``[M]``, mixed with their places: any one that changes changes the sum."""
+    total, half, third = np.uint64(len(words)), np.uint64(32), np.uint64(29)
+    for place in range(len(words)):
+        odd = (np.uint64(place) * np.uint64(2) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (words[place] ^ (words[place] >> half)) * odd
+        total += mixed ^ (mixed >> third)
+    return total

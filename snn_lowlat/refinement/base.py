@@ -20,6 +20,10 @@ class Refinement(Registered):
     """A correction that can follow any strategy; its options are its dataclass fields.
 
     It changes biases, thresholds or potentials, never the graph.
+
+    Where several processes convert together (``torch.distributed``), each calls it with its share of the data, and all
+    go on with what the first one's returns. Means over the data of all of them come from
+    :func:`snn_lowlat.refinement.walk.channel_mean`; a refinement that uses other statistics reduces them itself.
     """
 
     @abstractmethod

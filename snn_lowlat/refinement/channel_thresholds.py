@@ -105,7 +105,8 @@ class ThresholdWalk(LayerwiseWalk):
     def correct_site(self, site: Site, activations: Sequence[Tensor], currents: Sequence[Tensor]) -> None:
         """Move the layer's thresholds."""
         plan = self.plan[site.name]
-        target = channel_mean(activations) / plan.amplitude.to(activations[0])
+        target = channel_mean(activations)
+        target = target / plan.amplitude.to(target)
         given = plan.threshold.to(target).expand_as(target)
         threshold, potential = given, plan.initial_potential.to(target).expand_as(target)
         amplitude = plan.amplitude.to(target).expand_as(target)

@@ -17,6 +17,7 @@ from snn_lowlat.errors import CalibrationError
 from snn_lowlat.graph import Site, channel_dimensions, find_sites, original_of
 from snn_lowlat.neurons import MARGIN, MAX_POOLS, max_pool_window, per_channel
 from snn_lowlat.plan import SitePlan
+from snn_lowlat.processes import gathered, mean_of_all, share_of
 from snn_lowlat.simulation import count_spikes, fire, is_counted, micro_batches
 
 __all__ = ["LayerwiseWalk", "channel_mean", "gather_images"]
@@ -38,7 +39,7 @@ class LayerwiseWalk(ABC):
     plan : dict of str to SitePlan
         What each site becomes; the walk works on a copy.
     images : Tensor
-        Calibration images ``[N, ...]``.
+        Calibration images ``[N, ...]``; this process's share of them where several work together.
     timesteps : int
         The number of steps.
     """
@@ -49,7 +50,8 @@ class LayerwiseWalk(ABC):
         self._original = fx.Interpreter(original_of(graph), garbage_collect_values=False)
         self.timesteps = timesteps
         self._counted = is_counted(plan)
-        self._batches = list(micro_batches(images, 1 if self._counted else timesteps))
+        parts = micro_batches(images, 1 if self._counted else timesteps)
+        self._batches = [part for part in parts if len(part)]
         self._interpreter = fx.Interpreter(self.graph, garbage_collect_values=False)
         self.channels = channel_dimensions(self.graph, images)
         self._analog: dict[fx.Node, Sequence[Any]] = {}
@@ -184,7 +186,15 @@ def _decoded(value: Any) -> Any:
 
 
 def gather_images(graph: fx.GraphModule, batches: Iterable[object], count: int, refinement: str) -> Tensor:
-    """Collect the first ``count`` calibration images on the network's device; none at all is a ``CalibrationError``."""
+    """Collect the first ``count`` calibration images on the network's device.
+
+    Where several processes work together, they collect as many in all, and one of them may have none.
+
+    Raises
+    ------
+    CalibrationError
+        If there are none in any process.
+    """
     reference = next(graph.parameters())
     parts: list[Tensor] = []
     missing = count
@@ -193,16 +203,18 @@ def gather_images(graph: fx.GraphModule, batches: Iterable[object], count: int, 
         missing -= len(parts[-1])
         if missing == 0:
             break
-    if missing == count:
+    shapes = [shape for shape in gathered(parts[0].shape[1:] if parts else None) if shape is not None]
+    if not shapes or not sum(gathered(count - missing)):
         raise CalibrationError(f"{refinement}: there are no calibration data: the loader yields no batch.")
-    return torch.cat(parts)
+    share = share_of(count - missing, count)
+    return torch.cat(parts)[:share] if parts else reference.new_empty(0, *shapes[0])
 
 
 def channel_mean(parts: Iterable[Tensor], dimension: int = 1) -> Tensor:
-    """Average over everything but the channels: ``[n, C, ...]`` each, or with ``C`` elsewhere, ``[C]`` in all."""
+    """Average over all but the channels, which are in this dimension, and over all processes; returns ``[C]``."""
     total, count, dtype = torch.zeros(()), 0, torch.float32
     for part in parts:
         channels = (part if part.dim() > 1 else part[:, None]).movedim(dimension, 0).flatten(1)
         total = total.to(part.device) + channels.sum(1, dtype=torch.float64)
         count, dtype = count + channels.shape[1], part.dtype
-    return (total / count).to(dtype)
+    return mean_of_all(total, count, dtype)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
-
-from snn_lowlat.graph import find_sites
 
 __all__ = ["IntegerConvolution", "has_integer_kernels", "use_integer_kernels"]
 
@@ -71,56 +71,25 @@ def has_integer_kernels() -> bool:
     return torch.equal(found.double(), expected)
 
 
-def use_integer_kernels(graph: fx.GraphModule, image: Tensor, largest: int = 1) -> None:
-    """Let the convolutions of a network in whole numbers that read nothing but spikes run on kernels for eight bits.
+def use_integer_kernels(graph: fx.GraphModule, image: Tensor, layers: Collection[str]) -> None:
+    """Let convolutions run on kernels for eight bits.
 
     Those that read the image, or sums too large for a byte, stay as they are: in single precision, and as exact.
 
     Parameters
     ----------
     graph : GraphModule
-        A network from :func:`snn_lowlat.graph.to_integers`, changed in place.
+        A network in normal form, changed in place.
     image : Tensor
         One input image or more, ``[N, ...]``: its shape counts.
-    largest : int
-        The largest number that neurons send.
+    layers : collection of str
+        The layers that read nothing but small whole numbers and add them up exactly, as
+        :attr:`snn_lowlat.graph.WholeNumbers.on_bytes` names them.
     """
-    for name, shape in _readers_of_spikes(graph, image, largest).items():
-        layer: Any = graph.get_submodule(name)
-        graph.set_submodule(name, IntegerConvolution(layer, shape))
-
-
-class _Bounds(fx.Interpreter):
-    """Follows the largest numbers that reach each layer; what is no sum of spikes is not a number."""
-
-    def __init__(self, graph: fx.GraphModule, largest: int) -> None:
-        super().__init__(graph)
-        self.largest = largest
-        self.sites = {site.node for site in find_sites(graph).values()}
-        self.found: dict[str, list[Tensor]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.op == "placeholder":
-            return torch.full_like(value, torch.nan)
-        return torch.full_like(value, self.largest) if n in self.sites else value
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        layer = self.fetch_attr(target)
-        if isinstance(layer, nn.Conv2d):
-            self.found.setdefault(target, []).append(args[0])
-        value = layer(*args, **kwargs)
-        return value if not list(layer.parameters(recurse=False)) else torch.full_like(value, torch.nan)
-
-
-@torch.no_grad()
-def _readers_of_spikes(graph: fx.GraphModule, image: Tensor, largest: int) -> dict[str, tuple[int, ...]]:
-    bounds = _Bounds(graph, largest)
-    bounds.run(image[:1])
-    readers = {}
-    for name, inputs in bounds.found.items():
-        layer: Any = graph.get_submodule(name)
-        plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-        if plain and all(float(x.min()) >= 0 and float(x.max()) <= _LARGEST_INPUT for x in inputs):
-            readers[name] = tuple(inputs[0].shape)
-    return readers
+    with torch.no_grad():
+        ShapeProp(graph).propagate(image[:1])
+    for node in graph.graph.nodes:
+        layer: Any = graph.get_submodule(node.target) if node.op == "call_module" and node.target in layers else None
+        if isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+            (read,) = node.all_input_nodes
+            graph.set_submodule(node.target, IntegerConvolution(layer, tuple(read.meta["tensor_meta"].shape)))

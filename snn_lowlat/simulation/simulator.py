@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from snn_lowlat.graph import current_shapes, find_sites, is_sum_for_one_reader
+from snn_lowlat.graph import current_shapes, find_sites, is_sum_for_one_reader, whole_numbers
 from snn_lowlat.neurons import is_cumulative, max_pool_window, per_channel
 from snn_lowlat.plan import Plan
 from snn_lowlat.simulation.integer_layers import IntegerConvolution, has_integer_kernels, use_integer_kernels
@@ -26,6 +26,7 @@ Observer = Callable[[str, Tensor], None]
 """``observe(site, spikes)`` is called at each site with what its neurons fire, 0 or 1, ``[T, N, C, ...]``."""
 
 _SCANNED = ("integrate_and_fire", "leaky_integrate_and_fire")
+_SHAPES = (operator.getitem, torch.cat, torch.flatten, torch.reshape)
 _FOR_BYTES = (IntegerConvolution, nn.Flatten, nn.Identity, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 
 
@@ -39,7 +40,10 @@ class Simulator:
       as constant currents.
     - Integrate-and-fire neurons, what their spikes are worth, and the sum of a residual block in front of them are one
       pass of the memory; see :class:`snn_lowlat.simulation.FusedNeurons`.
-    - In whole numbers spikes are bytes, and convolutions run on kernels for eight bits where the platform has them.
+    - Convolutions that read small whole numbers only, with whole weights, run on kernels for eight bits where the
+      platform has them, and spikes that are worth 1 are bytes then; see :func:`snn_lowlat.graph.whole_numbers`.
+
+    Calls may come from several threads at once.
 
     Parameters
     ----------
@@ -49,28 +53,26 @@ class Simulator:
         What each site becomes.
     image : Tensor
         One input image or more, ``[N, ...]``: its shape counts.
-    whole_numbers : bool
-        The network came from :func:`snn_lowlat.graph.to_integers`.
     scan : str, optional
         One of :data:`snn_lowlat.simulation.SCANS`; the fastest there is by default.
     """
 
-    def __init__(
-        self, graph: fx.GraphModule, plan: Plan, image: Tensor, *, whole_numbers: bool = False, scan: str | None = None
-    ) -> None:
+    def __init__(self, graph: fx.GraphModule, plan: Plan, image: Tensor, *, scan: str | None = None) -> None:
         graph = fx.GraphModule(graph, copy.deepcopy(graph.graph)).eval()
         sums = _sums_before_neurons(graph, plan, image.shape[1:])
-        on_bytes = whole_numbers and image.device.type == "cpu" and has_integer_kernels()
-        if on_bytes:
-            use_integer_kernels(graph, image)
-        elif whole_numbers:
+        whole = whole_numbers(graph, plan)
+        on_bytes = bool(whole.on_bytes) and image.device.type == "cpu" and image.dtype == torch.float32
+        if on_bytes and has_integer_kernels():
+            use_integer_kernels(graph, image, whole.on_bytes)
+        elif on_bytes and whole.everything:
             warnings.warn(
                 "this platform has no convolutions of eight bits: the network in whole numbers runs in single "
                 "precision, with the same spikes, but no faster than any other.",
                 stacklevel=2,
             )
         _lay_channels_last(graph)
-        self._interpreter = _Interpreter(graph, plan, sums, torch.uint8 if on_bytes else None, scan)
+        on_bytes = any(isinstance(module, IntegerConvolution) for module in graph.modules())
+        self._interpreter = _Interpreter(graph, plan, sums, on_bytes, scan)
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, observe: Observer | None = None) -> Tensor:
@@ -148,15 +150,19 @@ class _Interpreter(fx.Interpreter):
     """Runs the layers of a micro-batch one after the other.
 
     If images are the same in all steps, values that nothing but the image decides are ``[N, ...]``. All others are
-    ``[T * N, ...]``.
+    ``[T * N, ...]``. Each call works with a copy, so that several may run at once.
     """
+
+    _timesteps: int
+    _observe: Observer | None
+    _still: set[fx.Node]
 
     def __init__(
         self,
         graph: fx.GraphModule,
         plan: Plan,
         sums: Mapping[str, _Sum],
-        dtype: torch.dtype | None,
+        on_bytes: bool,
         scan: str | None,
     ) -> None:
         super().__init__(graph)
@@ -172,6 +178,7 @@ class _Interpreter(fx.Interpreter):
         self._neurons: dict[tuple[str, bool], FusedNeurons] = {}
         for name, site in plan.items():
             factor = sums[name].factor if name in sums else None
+            dtype = torch.uint8 if on_bytes and bool((site.amplitude == 1).all()) else None
             for watched, amplitude in ((False, site.amplitude), (True, torch.ones(()))):
                 if site.neuron in _SCANNED:
                     fused = FusedNeurons(replace(site, amplitude=amplitude), factor, dtype=dtype, scan=scan)
@@ -179,10 +186,11 @@ class _Interpreter(fx.Interpreter):
 
     def simulate(self, images: Tensor, timesteps: int, observe: Observer | None, *, still: bool) -> Tensor:
         """Run so many steps of images ``[T * N, ...]``, or ``[N, ...]`` if they are still."""
-        self._timesteps = timesteps
-        self._observe = observe
-        self._still = self._before_spikes if still else set()
-        outputs: Tensor = self.run(images)
+        call = copy.copy(self)
+        call._timesteps = timesteps
+        call._observe = observe
+        call._still = self._before_spikes if still else set()
+        outputs: Tensor = call.run(images)
         return outputs
 
     def run_node(self, n: fx.Node) -> Any:
@@ -204,7 +212,7 @@ class _Interpreter(fx.Interpreter):
         return layer(*(args if isinstance(layer, _FOR_BYTES) else map(_no_bytes, args)), **kwargs)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return target(*(map(_no_bytes, args) if target is operator.add else args), **kwargs)
+        return target(*(args if target in _SHAPES else map(_no_bytes, args)), **kwargs)
 
     def _value(self, node: fx.Node, reader: fx.Node) -> Any:
         """Return a node's value as another reads it: for each step, if anything there differs from step to step."""

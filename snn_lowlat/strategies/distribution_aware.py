@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -11,12 +12,14 @@ from torch import Tensor
 from snn_lowlat import checks
 from snn_lowlat.calibration import SiteStatistics
 from snn_lowlat.plan import SitePlan
-from snn_lowlat.strategies.base import Strategy
+from snn_lowlat.strategies.base import Strategy, check_effect
 from snn_lowlat.strategies.initial_potential import check_initial_potential, potential_fraction
 from snn_lowlat.strategies.registry import register_strategy
 from snn_lowlat.strategies.thresholds import cautious, check_rule, find_threshold
 
 __all__ = ["OBJECTIVES", "SOURCES", "DistributionAware", "percentiles", "search_staircase"]
+
+_LOGGER = logging.getLogger(__name__)
 
 OBJECTIVES = ("mse", "signed", "signed_then_mse")
 """What the search can make small."""
@@ -119,6 +122,7 @@ class DistributionAware(Strategy):
         ):
             checks.one_of(option, given, known)
         check_rule(self.ceiling, self.percentile, self.granularity)
+        check_effect(self, "percentile", "ceiling", "percentile")
         checks.number("gain", self.gain, 0.01, 100)
         object.__setattr__(self, "initial_potential", check_initial_potential(self.initial_potential))
 
@@ -148,6 +152,11 @@ class DistributionAware(Strategy):
 
     def _ceiling(self, statistics: SiteStatistics, timesteps: int) -> Tensor:
         if statistics.ceiling is not None:
+            if (self.ceiling, self.percentile) != (DistributionAware.ceiling, DistributionAware.percentile):
+                _LOGGER.warning(
+                    "%s: layer %s has a trained ceiling: ceiling=%s and percentile=%g have no effect there.",
+                    *(self.name, statistics.name, self.ceiling, self.percentile),
+                )
             return find_threshold(statistics, "ceiling", timesteps)
         return find_threshold(statistics, self.ceiling, timesteps, percentile=self.percentile)
 

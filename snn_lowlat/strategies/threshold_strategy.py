@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from snn_lowlat.calibration import SiteStatistics
-from snn_lowlat.strategies.base import Strategy
+from snn_lowlat.strategies.base import Strategy, check_effect
 from snn_lowlat.strategies.thresholds import check_rule, find_threshold
 
 __all__ = ["ThresholdStrategy"]
@@ -42,6 +42,7 @@ class ThresholdStrategy(Strategy):
 
     def __post_init__(self) -> None:
         check_rule(self.threshold, self.percentile, self.granularity, self.threshold_scale)
+        check_effect(self, "percentile", "threshold", "percentile")
 
     def thresholds(self, statistics: SiteStatistics, timesteps: int, fraction: Tensor | None) -> Tensor:
         """Choose one site's thresholds, of shape ``[]`` or ``[C]``, float64.

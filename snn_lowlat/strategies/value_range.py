@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from torch import Tensor
 
@@ -63,6 +63,13 @@ class ValueRange(ThresholdStrategy):
         if statistics.levels is not None and statistics.ceiling is not None:
             threshold = statistics.ceiling
             potential = statistics.shift * threshold
+            given = {field.name: (getattr(self, field.name), field.default) for field in fields(ValueRange)}
+            idle = [f"{name}={value}" for name, (value, default) in given.items() if value not in (default, "ceiling")]
+            if idle:
+                _LOGGER.warning(
+                    "%s: layer %s was trained with levels, which say where its neurons fire: %s has no effect there.",
+                    *(self.name, statistics.name, ", ".join(idle)),
+                )
             if statistics.levels != timesteps:
                 _LOGGER.warning(
                     "value_range: layer %s was trained for %d steps; with %d the spiking network is another one.",

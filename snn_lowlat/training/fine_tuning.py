@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -11,7 +12,6 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from snn_lowlat import checks
 from snn_lowlat.calibration import inputs_of
@@ -23,6 +23,8 @@ from snn_lowlat.training.spiking_network import TrainableNetwork
 from snn_lowlat.training.surrogates import make_surrogate
 
 __all__ = ["FineTuning"]
+
+_LOGGER = logging.getLogger(__name__)
 
 _OPTIMIZERS = ("adam", "adamw", "sgd")
 _NOT_OPTIONS = ("model", "snn", "teacher")
@@ -54,8 +56,8 @@ class FineTuning(Classifier):
     ----------
     snn : SpikingModel
         The converted network, from either host; it is not changed.
-    num_classes : int
-        Number of classes.
+    num_classes : int or None
+        Number of classes, 1 or 2 for one logit; None if outputs are no classes: see :class:`Classifier`.
     timesteps : int, optional
         The number of steps to train for; by default the one it was converted for.
     surrogate : str or callable
@@ -104,7 +106,7 @@ class FineTuning(Classifier):
     def __init__(
         self,
         snn: SpikingModel,
-        num_classes: int,
+        num_classes: int | None,
         *,
         timesteps: int | None = None,
         surrogate: str | Surrogate = "rectangular",
@@ -136,6 +138,7 @@ class FineTuning(Classifier):
         seed: int = 0,
     ) -> None:
         snn = checks.spiking_model("snn", snn)
+        num_classes = checks.count("num_classes", num_classes, 2)
         checks.one_of("optimizer", optimizer, _OPTIMIZERS)
         measuring_batches = checks.count("measuring_batches", measuring_batches)
         segments = checks.count("segments", segments)
@@ -174,7 +177,7 @@ class FineTuning(Classifier):
             channels_last=channels_last,
             seed=seed,
         )
-        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.train_accuracy = self.accuracy_metric()
         # In a tuple, as the teacher.
         self._source = (snn,)
 
@@ -184,7 +187,7 @@ class FineTuning(Classifier):
         return cast(TrainableNetwork, self.model)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map pictures ``[N, ...]`` to logits ``[N, num_classes]``: the readout times ``logit_scale``."""
+        """Map pictures ``[N, ...]`` to outputs, as logits ``[N, num_classes]``: the readout times ``logit_scale``."""
         if self.hparams["channels_last"] and images.dim() == 4:
             images = images.to(memory_format=torch.channels_last)
         (snn,) = self._source
@@ -198,7 +201,9 @@ class FineTuning(Classifier):
     def to_spiking_model(self) -> SpikingModel:
         """Return the network as it is now, in the host that it came from, with its training in the provenance.
 
-        Its logits are those of this module in evaluation mode, ``logit_scale`` aside.
+        Its logits are those of this module in evaluation mode, ``logit_scale`` aside. A network in whole numbers
+        (``precision="int8"``) is in floating point after training, as :attr:`SpikingModel.precision` and a warning say:
+        weights are not rounded again.
         """
         (snn,) = self._source
         tuned = snn.rebuilt(*self.network.folded())
@@ -207,6 +212,13 @@ class FineTuning(Classifier):
         options["surrogate"] = str(options["surrogate"])
         step = {"name": "surrogate_gradient_learning", "updates": int(self.network.updates), **options}
         tuned.provenance = replace(snn.provenance, refinements=[*snn.provenance.refinements, step])
+        before, after = snn.precision, tuned.precision
+        if before == "int8" and after != before:
+            _LOGGER.warning(
+                "training has made a network in whole numbers (int8) one in floating point (%s): for whole numbers, "
+                "train the original network instead and convert it with precision='int8'.",
+                after,
+            )
         return tuned
 
     def on_train_start(self) -> None:
@@ -227,12 +239,13 @@ class FineTuning(Classifier):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the loss of a batch."""
-        images, labels = batch if self.mixup is None else self.mixup(*batch)
-        logits = self(images)
+        images, labels = self.taught(*batch)
+        logits = self.answers(self(images))
         loss = self.learnt(images, logits, labels)
-        self.train_accuracy(logits, labels if labels.dim() == 1 else labels.argmax(1))
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
-        self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
+        if self.train_accuracy is not None:
+            self.train_accuracy(logits, labels if labels.dim() == 1 else labels.argmax(1))
+            self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(images))
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import LightningDataModule, LightningModule, Trainer
 
 from snn_lowlat.errors import FileFormatError
 from snn_lowlat.models import load_weights
+from snn_lowlat.tensor_files import read_tensors
 
-__all__ = ["check_checkpoint", "find_checkpoint"]
+__all__ = ["TRAINER_KEY", "changes", "check_checkpoint", "find_checkpoint", "trainer_options"]
 
 
 def find_checkpoint(place: str | Path, folder: str | Path) -> Path | None:
@@ -38,8 +41,8 @@ def find_checkpoint(place: str | Path, folder: str | Path) -> Path | None:
     raise FileNotFoundError(f"there is no checkpoint {file}; name a run's folder, or a checkpoint.")
 
 
-def check_checkpoint(file: Path, classifier: LightningModule) -> None:
-    """Check that a checkpoint is one of the same network and the same training.
+def check_checkpoint(file: Path, classifier: LightningModule, data: LightningDataModule, trainer: Trainer) -> None:
+    """Check that a checkpoint is one of the same network, the same data and the same training.
 
     Parameters
     ----------
@@ -47,6 +50,10 @@ def check_checkpoint(file: Path, classifier: LightningModule) -> None:
         A checkpoint that Lightning wrote. It is read as data, never as code.
     classifier : LightningModule
         Its options are ``hparams``; the network, if it is held as ``model``, gets the checkpoint's weights.
+    data : LightningDataModule
+        What its ``state_dict`` returns must be what it was: with another split, test images would have been trained on.
+    trainer : Trainer
+        It may be given more epochs than the training began with, but not fewer.
 
     Raises
     ------
@@ -56,14 +63,53 @@ def check_checkpoint(file: Path, classifier: LightningModule) -> None:
     network = getattr(classifier, "model", None)
     if isinstance(network, torch.nn.Module):
         load_weights(network, file)
-    content = torch.load(file, map_location="cpu", weights_only=True)
-    if "optimizer_states" not in content:
+    content = read_tensors(file, "a checkpoint")
+    if not isinstance(content, dict) or "optimizer_states" not in content:
         raise FileFormatError(f"{file} holds weights but no state of a training; model.weights=PATH takes weights.")
-    begun = content.get("hyper_parameters", {})
-    changed = [
-        f"{name} was {begun.get(name)!r}, not {value!r}"
-        for name, value in classifier.hparams.items()
-        if begun.get(name) != value
-    ]
+    changed = changes(_mapping(content.get("hyper_parameters")), dict(classifier.hparams))
+    # Checkpoints of older versions do not say these.
+    if type(data).__qualname__ in content:
+        changed += changes(_mapping(content[type(data).__qualname__]), data.state_dict(), "data.")
+    elif data_of(content):
+        changed.append(f"data was {data_of(content)}, not {type(data).__qualname__}")
+    begun = dict(_mapping(content.get(TRAINER_KEY)))
+    epochs, wanted = begun.pop("max_epochs", None), trainer.max_epochs
+    changed += changes(begun, trainer_options(trainer), "trainer.")
+    done = content.get("epoch", -1) + 1
+    fewest = max(done, epochs or 0)
+    if wanted is not None and 0 <= wanted < fewest:
+        changed.append(f"max_epochs was {fewest}, not {wanted}, and a training can be made longer but not shorter")
     if changed:
         raise FileFormatError(f"the training in {file} was begun with other options: {'; '.join(changed)}.")
+
+
+TRAINER_KEY = "snn_lowlat.trainer"
+"""Where a checkpoint holds the trainer's options."""
+
+
+def trainer_options(trainer: Trainer) -> dict[str, Any]:
+    """Return those of a trainer's options that decide what a step of training is."""
+    return {
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "devices": trainer.world_size,
+    }
+
+
+def changes(begun: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Say which options are no longer what they were."""
+    return [
+        f"{prefix}{name} was {begun.get(name)!r}, not {value!r}"
+        for name, value in now.items()
+        if (name in begun or not prefix) and begun.get(name) != value
+    ]
+
+
+def data_of(content: Mapping[str, Any]) -> str | None:
+    """Return the name of the data module that a checkpoint's training read."""
+    kept = {name: value for name, value in content.items() if isinstance(value, dict)}
+    return next((name for name, value in kept.items() if "training_images" in value), None)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
@@ -9,6 +11,8 @@ from snn_lowlat import checks
 from snn_lowlat.training.activations import QuantisedReLU, ValueRangeReLU
 
 __all__ = ["RoundLater"]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class RoundLater(Callback):
@@ -33,6 +37,14 @@ class RoundLater(Callback):
 
     def __init__(self, after: float = 0.5) -> None:
         self.after = checks.share("after", after)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so where no activation rounds."""
+        if not any(isinstance(module, QuantisedReLU | ValueRangeReLU) for module in pl_module.modules()):
+            _LOGGER.warning(
+                "RoundLater has no effect: no activation of the network rounds. Those that do are QuantisedReLU and "
+                "ValueRangeReLU of snn_lowlat.training."
+            )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set what the activations do in this epoch."""

@@ -18,6 +18,7 @@ from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import fold_batch_norms
 from snn_lowlat.neurons.surrogate import SpikeOptions
 from snn_lowlat.plan import Plan, SitePlan
+from snn_lowlat.training.layout import lay_channels_last
 from snn_lowlat.training.trainable_neurons import TrainableNeurons
 from snn_lowlat.training.window_pass import WindowPass
 
@@ -102,7 +103,7 @@ class TrainableNetwork(nn.Module):
         self.register_buffer("updates", torch.tensor(0))
         if device.type == "cpu":
             # Convolutions take three quarters of the time, forwards and backwards.
-            self.graph.to(memory_format=torch.channels_last)
+            lay_channels_last(self.graph)
         # A trainer leaves modes as they are.
         self.train()
 

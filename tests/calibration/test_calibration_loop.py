@@ -84,7 +84,7 @@ def test_clear_errors(graph: fx.GraphModule, images: Tensor) -> None:
         calibrate(graph, [])
     with pytest.raises(CalibrationError, match="no calibration data"):
         calibrate(graph, [images[:0]])
-    with pytest.raises(CalibrationError, match=r"site '1'.*input batch itself"):
+    with pytest.raises(CalibrationError, match="images hold NaN or infinite numbers"):
         calibrate(graph, [torch.full_like(images, torch.nan)])
     with torch.no_grad():
         graph.get_submodule("4").weight[0, 0] = torch.inf

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -299,3 +300,27 @@ def test_real_archives(data_module: type[ArchivedImages], real_data: Callable[[s
     assert images.shape[1:] == data.input_shape
     assert abs(float(images.mean())) < 0.3
     assert labels.max() < data.num_classes
+
+
+def test_a_picture_that_is_a_decompression_bomb_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / split / "cat" / "0.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(FileFormatError, match=r"cat/0\.png is too large a picture .*scale it down"):
+        ImageFolder(tmp_path).setup()
+
+
+def test_a_training_goes_on_with_the_pictures_that_it_began_with_only() -> None:
+    data = Digits()
+    state = data.state_dict()
+    assert state == Digits().state_dict()
+    for options in ({"seed": 1}, {"test_fraction": 0.3}, {"batch_size": 4}, {"augment": True}):
+        other = Digits(**options)
+        changed = {name for name, value in other.state_dict().items() if value != state[name]}
+        assert set(options) <= changed
+        # Its loaders are asked for without a training, so it need not be the same.
+        other.load_state_dict(state)
+        other.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))  # type: ignore[assignment]
+        with pytest.raises(FileFormatError, match=f"data.{next(iter(options))} was"):
+            other.load_state_dict(state)

@@ -44,8 +44,8 @@ def report(strategy: str, timesteps: int, accuracy: float, *, energy: float | No
 
 def run(folder: Path, name: str, *reports: Report, formats: tuple[str, ...] = (), error: str | None = None) -> None:
     place = folder / name
-    (place / ".hydra").mkdir(parents=True)
-    OmegaConf.save([f"seed={name}", "timesteps=4"], place / ".hydra" / "overrides.yaml")
+    place.mkdir(parents=True)
+    (place / "job.json").write_text(json.dumps({"overrides": [f"seed={name}", "timesteps=4"]}))
     OmegaConf.save({"report": {"formats": list(formats), "energy": ["fp32_45nm"]}}, place / "config.yaml")
     if reports:
         write_json(reports, place / "results.json")
@@ -123,7 +123,18 @@ def test_only_failures_and_nothing_at_all(tmp_path: Path) -> None:
 
 
 def job(folder: Path, mode: RunMode = RunMode.MULTIRUN) -> Any:
-    return SimpleNamespace(hydra=SimpleNamespace(mode=mode, runtime=SimpleNamespace(output_dir=str(folder))))
+    overrides, runtime = SimpleNamespace(task=["seed=3"]), SimpleNamespace(output_dir=str(folder))
+    return SimpleNamespace(hydra=SimpleNamespace(mode=mode, runtime=runtime, overrides=overrides))
+
+
+def test_the_callback_notes_what_a_run_is_before_it_begins(tmp_path: Path) -> None:
+    for name, content in (("0", "[]\n"), ("1", "")):
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+        (tmp_path / name / ".hydra" / "overrides.yaml").write_text(content)
+        LeaderboardCallback().on_job_start(job(tmp_path / name))
+    (found, other) = read_runs(tmp_path)
+    assert found.overrides == other.overrides == ("seed=3",)
+    assert found.error == other.error == "it did not finish"
 
 
 def test_the_callback_notes_errors_and_forgets_them(tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ from snn_lowlat.models import SmallCNN
 class Oracle(SpikingModel):
     """Right from step ``value + 1`` on, where ``value`` is the image's only pixel."""
 
-    strategy, is_counted = "oracle", False
+    strategy, is_counted, precision = "oracle", False, "fp32"
 
     def __init__(self, timesteps: int = 4) -> None:
         nn.Module.__init__(self)
         self.timesteps = timesteps
         self.backend, self.encoder, self.seed, self.ann_accuracy = "host", "direct", 3, None
         self.depth = 3
-        self.provenance = SimpleNamespace(options={"sharp": True}, refinements=[], precision="fp32")
+        self.provenance = SimpleNamespace(options={"sharp": True}, refinements=[])
         self.calls = 0
 
     def readout(self, images: Tensor, timesteps: int | None = None, observe: Any = None) -> Tensor:

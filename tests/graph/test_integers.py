@@ -134,7 +134,7 @@ class Twice(nn.Module):
     ("model", "message"),
     [
         (Twice(nn.Conv2d(4, 4, 1)), "middle.*without neurons between"),
-        (nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3)), "pixels"),
+        (nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(784, 3)), "2.*fp32"),
     ],
 )
 def test_what_has_no_counterpart_is_named(model, message):

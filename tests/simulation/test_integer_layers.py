@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import snn_lowlat
+from snn_lowlat.graph import whole_numbers
 from snn_lowlat.simulation import integer_layers
 from snn_lowlat.simulation.integer_layers import IntegerConvolution, has_integer_kernels, use_integer_kernels
 
@@ -49,8 +50,7 @@ def test_sums_are_exact(options, images):
 
 def converted(model, images):
     snn = snn_lowlat.convert(model.eval(), [images], timesteps=2, precision="int8")
-    graph, _ = snn.normal_form()
-    return graph
+    return snn.normal_form()
 
 
 @needs_kernels
@@ -62,9 +62,9 @@ def test_layers_that_read_more_than_bytes_keep_theirs():
         *(nn.Conv2d(4, 5, 1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(5, 6, 1), nn.Flatten()),
     )
     images = torch.rand(2, 3, 24, 24)
-    graph = converted(model, images)
+    graph, plan = converted(model, images)
     names = [name for name, module in graph.named_modules() if isinstance(module, nn.Conv2d)]
-    use_integer_kernels(graph, images)
+    use_integer_kernels(graph, images, whole_numbers(graph, plan).on_bytes)
     fast = [name for name in names if isinstance(graph.get_submodule(name), IntegerConvolution)]
     assert fast == [names[1], names[3]]
 

@@ -78,7 +78,7 @@ def test_every_spike_is_that_of_the_reference_in_whole_numbers(strategy, scan):
     torch.manual_seed(0)
     images = torch.rand(2, 3, 32, 32)
     snn, images = convert((ResNet20().eval(), images), strategy, precision="int8")
-    simulator = Simulator(*snn.normal_form(), images, whole_numbers=True, scan=scan)
+    simulator = Simulator(*snn.normal_form(), images, scan=scan)
     assert_equal_spikes(snn, images, simulator)
     inputs = snn._encoded(images, 4)
     assert torch.equal(simulator(inputs), simulate(*snn.normal_form(), inputs)[0])
@@ -88,7 +88,7 @@ def test_every_spike_is_that_of_the_reference_in_whole_numbers(strategy, scan):
 def test_the_sums_of_residual_blocks_are_left_to_the_neurons(shortcut):
     torch.manual_seed(0)
     snn, images = convert((ResNet(3, shortcut=shortcut).eval(), torch.rand(2, 3, 32, 32)), precision="int8")
-    simulator = Simulator(*snn.normal_form(), images, whole_numbers=True)
+    simulator = Simulator(*snn.normal_form(), images)
     assert len(simulator._interpreter._sums) == 9
     if has_integer_kernels():
         modules = simulator._interpreter.module.modules()
@@ -101,7 +101,7 @@ def test_without_integer_kernels_the_spikes_are_the_same(monkeypatch):
     snn, images = convert((ResNet20().eval(), torch.rand(2, 3, 32, 32)), precision="int8")
     monkeypatch.setattr("snn_lowlat.simulation.simulator.has_integer_kernels", lambda: False)
     with pytest.warns(UserWarning, match="no convolutions of eight bits"):
-        simulator = Simulator(*snn.normal_form(), images, whole_numbers=True)
+        simulator = Simulator(*snn.normal_form(), images)
     assert_equal_spikes(snn, images, simulator)
 
 
@@ -110,7 +110,7 @@ def test_without_integer_kernels_the_spikes_are_the_same(monkeypatch):
 def test_it_stands_in_for_the_host(network, strategy, backend):
     snn, images = convert(network, strategy, backend=backend)
     found, seen = watched(lambda observe: snn.readout(images, observe=observe))
-    assert snn._ready is not None
+    assert snn._known.simulator is not None
     snn.run_on_host = True
     outputs, spikes = watched(lambda observe: snn.readout(images, observe=observe))
     torch.testing.assert_close(found, outputs, rtol=1e-5, atol=1e-5)
@@ -137,12 +137,12 @@ def test_weights_and_neurons_are_those_the_host_has_now(network, backend):
 def test_it_is_made_once(network):
     snn, images = convert(network)
     snn(images)
-    first = snn._ready[1]
+    first = snn._known.simulator
     with torch.inference_mode():
         snn(images[:3])
     snn.readout(images, timesteps=2)
-    assert snn._ready[1] is first
-    assert copy.copy(snn)._ready is None
+    assert snn._known.simulator is first
+    assert copy.copy(snn)._known is None
     assert torch.equal(copy.deepcopy(snn)(images), snn(images))
 
 

@@ -274,7 +274,7 @@ def test_plans_depend_on_the_data_alone() -> None:
 
 
 def test_options_make_the_same_strategy_again() -> None:
-    strategy = DistributionAware("mse", "positive", "channel", "max", 99.0, 1.3, {"site": torch.tensor([0.5])})
+    strategy = DistributionAware("mse", "positive", "channel", "percentile", 99.0, 1.3, {"site": torch.tensor([0.5])})
     file = BytesIO()
     torch.save(strategy.options(), file)
     file.seek(0)

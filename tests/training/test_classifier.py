@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Trainer, seed_everything
+from lightning import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from snn_lowlat.data import Digits
 from snn_lowlat.models import SmallCNN
@@ -189,3 +192,25 @@ def test_a_teachers_logits_are_learnt(tmp_path: Path) -> None:
     few_steps(taught, tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert not any("teacher" in name for name in taught.state_dict())
+
+
+class Kept(Callback):
+    """Keep what each process holds after a training."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.save(pl_module.state_dict(), self.folder / f"{trainer.global_rank}.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_processes_that_train_together_end_with_the_same_network(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    images = torch.randn(12, 1, 4, 4) * torch.arange(1.0, 13).view(-1, 1, 1, 1)
+    loader = DataLoader(TensorDataset(images, torch.arange(12) % 2), batch_size=3)
+    together = trainer(tmp_path, strategy="ddp_fork", devices=2, callbacks=[Kept(tmp_path)])
+    together.fit(Classifier(network, 2, schedule="constant"), loader)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())

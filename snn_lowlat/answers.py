@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check_alike", "class_indices", "classes_of", "predictions"]
+__all__ = ["check_alike", "class_indices", "class_logits", "classes_of", "predictions"]
 
 
 def classes_of(shape: Sequence[int], instead: str = "") -> int:
@@ -53,6 +53,36 @@ def predictions(outputs: Tensor) -> Tensor:
     return scores.argmax(1) if scores.shape[1] > 1 else (scores[:, 0] > 0).long()
 
 
+def class_logits(outputs: Tensor, classes: int) -> Tensor:
+    """Return logits as losses take them, a row for each answer: ``[N, classes]``, or one for each place of each image.
+
+    One logit :math:`z` becomes two, 0 and :math:`z`, whose cross-entropy is the binary one of :math:`z`.
+
+    Parameters
+    ----------
+    outputs : Tensor
+        As :func:`classes_of` takes them, or dense, ``[N, classes, ...]``.
+    classes : int
+        How many classes there are; for one logit 1 or 2.
+
+    Raises
+    ------
+    ValueError
+        If the outputs tell another number of classes apart, or none; the message says which shape they have.
+    """
+    shape, two = outputs.shape, max(classes, 2)
+    if sum(size != 1 for size in shape[1:]) <= 1 and classes_of(shape) == two:
+        rows = outputs.reshape(len(outputs), -1)
+    elif len(shape) > 2 and (shape[1] == two or (shape[1] == 1 and two == 2)):
+        rows = outputs.movedim(1, -1).reshape(-1, shape[1])
+    else:
+        raise ValueError(
+            f"num_classes is {classes}, but the network's outputs are of shape {list(shape)}: there must be one value "
+            "for each class, [N, num_classes] or [N, num_classes, ...], or one logit for two classes."
+        )
+    return torch.cat([torch.zeros_like(rows), rows], 1) if rows.shape[1] == 1 else rows
+
+
 def check_alike(ann: Any, found: Sequence[int]) -> None:
     """Check that the original network's outputs have the shape of the spiking network's, ``[N, ...]``.
 
@@ -71,7 +101,7 @@ def check_alike(ann: Any, found: Sequence[int]) -> None:
 
 
 def class_indices(labels: object, classes: int | None = None) -> Tensor:
-    """Return labels as class indices ``[N]``, int64, on the CPU.
+    """Return labels as class indices ``[N]``, int64.
 
     Parameters
     ----------
@@ -87,7 +117,7 @@ def class_indices(labels: object, classes: int | None = None) -> Tensor:
         If they are anything else, or a label is no class; the message says what was found.
     """
     try:
-        values = torch.as_tensor(labels).detach().cpu()
+        values = torch.as_tensor(labels).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"labels must be a tensor of class indices [N], not a {type(labels).__name__}.") from error
     if values.dim() > 2 and values.numel() == len(values):
