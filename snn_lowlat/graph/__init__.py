@@ -4,7 +4,7 @@ from snn_lowlat.graph.channels import channel_dimensions
 from snn_lowlat.graph.check import ConvertibilityReport, check_convertible
 from snn_lowlat.graph.description import describe, fill, rebuild
 from snn_lowlat.graph.integers import original_of, to_integers, with_rounded_weights
-from snn_lowlat.graph.normal_form import normalise
+from snn_lowlat.graph.normal_form import normalise, try_normalise
 from snn_lowlat.graph.obstacles import Obstacle
 from snn_lowlat.graph.passes import without_ceilings
 from snn_lowlat.graph.sites import (
@@ -41,6 +41,7 @@ __all__ = [
     "output_bias_carrier",
     "rebuild",
     "to_integers",
+    "try_normalise",
     "with_rounded_weights",
     "without_ceilings",
 ]
