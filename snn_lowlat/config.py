@@ -38,6 +38,7 @@ __all__ = [
     "ConfigError",
     "accepted_by",
     "build",
+    "check_sweep",
     "checked",
     "config_errors",
     "hint",
@@ -299,6 +300,23 @@ def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
     if config.benchmark is not None:
         _check_benchmark(config)
     return config
+
+
+def check_sweep(config: DictConfig) -> None:
+    """Check that a config can be one of a ``--multirun``.
+
+    Raises
+    ------
+    ConfigError
+        If its training starts the whole command again for each process.
+    """
+    trainer = config.get("trainer") or {}
+    strategy, devices = str(trainer.get("strategy", "auto")), trainer.get("devices", 1)
+    if devices not in (1, "1", "auto") and not strategy.endswith(("fork", "spawn", "notebook")):
+        raise ConfigError(
+            f"trainer.devices={devices} and --multirun don't go together: every process would start the whole sweep "
+            "again. Start the runs one by one, or choose trainer.devices=1."
+        )
 
 
 def _whole_number(config: DictConfig, key: str, minimum: int = 1, maximum: int | None = None) -> int:

@@ -290,6 +290,14 @@ def test_more_processes_than_cores_are_refused(command: Command, capsys: pytest.
     assert f"this machine has {cores()} processor cores" in capsys.readouterr().err
 
 
+def test_a_sweep_of_trainings_in_several_processes_is_refused(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--multirun", "hydra.sweep.dir=sweep", "trainer.devices=2", "trainer.strategy=ddp", "seed=1,2") == 1
+    assert "trainer.devices=2 and --multirun don't go together" in capsys.readouterr().err
+    assert "don't go together" in leaderboard()[1]["error"]
+
+
 def test_a_checkpoint_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replaced: list[tuple[Path, Path]] = []
     replace = Path.replace
