@@ -177,7 +177,7 @@ def load(path: str | PathLike[str], *, model: nn.Module | None = None, backend: 
 def _format_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except FileFormatError:
+    except (FileFormatError, ImportError, MemoryError):
         raise
     # Whatever a file says that no check has found fails somewhere in here, in torch or in the host.
     except Exception as error:

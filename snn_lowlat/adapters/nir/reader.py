@@ -118,14 +118,10 @@ class Reader:
         self._outputs[name] = module.to(self._dtype)(read)
         state = {key: _tensor(values).to(self._dtype) for key, values in weights.items()}
         module.load_state_dict(state, assign=True)
-        unique = self._unique(name)
+        unique = free_name(self._root, name)
         self._root.add_module(unique, module)
         self._nodes[name] = self._graph.call_module(unique, (total,))
         return unique
-
-    def _unique(self, name: str) -> str:
-        # In SpikingJelly, <site>_amplitude is a module of its own.
-        return free_name(self._root, f"{name}_1" if name.endswith("_amplitude") else name)
 
     # One rule for each kind of node.
 
@@ -188,7 +184,7 @@ class Reader:
         scale = _tensor(node.scale).to(self._dtype).unsqueeze(0)
         if np.broadcast_shapes(tuple(read.shape), tuple(scale.shape)) != tuple(read.shape):
             raise ValueError(f"its factors of shape {list(scale.shape[1:])} do not fit {list(read.shape[1:])}")
-        unique = self._unique(name)
+        unique = free_name(self._root, name)
         self._root.register_buffer(unique, scale)
         self._nodes[name] = self._graph.call_function(operator.mul, (total, self._graph.get_attr(unique)))
         self._outputs[name] = read
