@@ -26,9 +26,10 @@ _RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 def safe_name(wanted: str) -> str:
     """Return a name that stays a name in the source that ``torch.fx`` writes; the same for the same name wanted.
 
-    Letters, digits and underscores stay, so that most names do; anything else becomes an underscore, and keywords and
-    ``self`` get one at their end. Digits may come first, as in the layers of an ``nn.Sequential``: ``torch.fx`` writes
-    those as strings.
+    Letters, digits and underscores stay, so that most names do; anything else becomes an underscore. Keywords and
+    ``self`` get one at their end, and so do names on ``_amplitude``: in SpikingJelly, what the spikes of a site are
+    worth is a module ``<site>_amplitude``. Digits may come first, as in the layers of an ``nn.Sequential``:
+    ``torch.fx`` writes those as strings.
 
     Parameters
     ----------
@@ -37,7 +38,7 @@ def safe_name(wanted: str) -> str:
     """
     # Python reads names in this form, so that others would be looked up under another name.
     name = re.sub(r"\W", "_", unicodedata.normalize("NFKC", wanted))[:_LONGEST] or "unnamed"
-    return f"{name}_" if keyword.iskeyword(name) or name == "self" else name
+    return f"{name}_" if keyword.iskeyword(name) or name == "self" or name.endswith("_amplitude") else name
 
 
 def is_safe_name(name: object) -> bool:
