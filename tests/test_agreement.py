@@ -334,7 +334,7 @@ QUIET = {"phases": GENERATED, "deadline": None, "suppress_health_check": list(He
 
 
 class TestSequences(Sequences.TestCase):
-    settings = settings(max_examples=30, stateful_step_count=8, derandomize=True, **QUIET)
+    settings = settings(max_examples=16, stateful_step_count=6, derandomize=True, **QUIET)
 
 
 @pytest.mark.slow
