@@ -213,7 +213,7 @@ class Builder:
 
     def layer(self, module: nn.Module, x: fx.Node, shape: torch.Size | None = None) -> fx.Node:
         """Add a module and a call of it."""
-        name = free_name(self._modules, self._scope(), site=isinstance(module, nn.ReLU))
+        name = free_name(self._modules, self._scope())
         self._modules.add_module(name, module)
         return self._added(self._graph.call_module(name, (x,)), shape)
 
