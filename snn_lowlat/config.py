@@ -39,6 +39,7 @@ __all__ = [
     "ConfigError",
     "accepted_by",
     "build",
+    "check_sweep",
     "checked",
     "config_errors",
     "hint",
@@ -307,6 +308,23 @@ def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
     return config
 
 
+def check_sweep(config: DictConfig) -> None:
+    """Check that a config can be one of a ``--multirun``.
+
+    Raises
+    ------
+    ConfigError
+        If its training starts the whole command again for each process.
+    """
+    trainer = config.get("trainer") or {}
+    strategy, devices = str(trainer.get("strategy", "auto")), trainer.get("devices", 1)
+    if devices not in (1, "1", "auto") and not strategy.endswith(("fork", "spawn", "notebook")):
+        raise ConfigError(
+            f"trainer.devices={devices} and --multirun don't go together: every process would start the whole sweep "
+            "again. Start the runs one by one, or choose trainer.devices=1."
+        )
+
+
 def _whole_number(config: DictConfig, key: str, minimum: int = 1, maximum: int | None = None) -> int:
     try:
         return count(key, OmegaConf.select(config, key), minimum, maximum)
@@ -487,7 +505,9 @@ def without_effect(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     """
     found = []
     for override in overrides:
-        key = override.lstrip("+").partition("=")[0]
+        key, _, value = override.lstrip("+").partition("=")
+        if value in ("none", "null"):
+            continue
         for start, reason in _idle(config):
             if key == start or key.startswith(f"{start}."):
                 found.append(f"{override.lstrip('+')} has no effect: {reason}.")
@@ -501,7 +521,10 @@ def _idle(config: DictConfig) -> Iterator[tuple[str, str]]:
         for key in set(map(str, config)) - {"name", "seed", "threads", "folder", "calibration", "benchmark", "device"}:
             yield key, "a benchmark measures its own networks"
         return
-    trains, fine_tunes = config.model.get("weights") is None, config.fine_tuning.get("_target_") is not None
+    model, data, report, training, fine_tuning = (
+        config.get(key) or {} for key in ("model", "data", "report", "training", "fine_tuning")
+    )
+    trains, fine_tunes = model.get("weights") is None, fine_tuning.get("_target_") is not None
     if not trains:
         yield "training", "model.weights makes the training needless"
     if not fine_tunes:
@@ -509,14 +532,13 @@ def _idle(config: DictConfig) -> Iterator[tuple[str, str]]:
     if not trains and not fine_tunes:
         for key in ("trainer", "data.augment"):
             yield key, "model.weights makes the training needless"
-    if not config.report.get("formats"):
+    if not report.get("formats"):
         for key in ("report.images", "report.energy"):
             yield key, "report=none measures nothing; choose report=html or markdown"
-    if config.get("input_coding") == "direct" and config.data.get("normalise") is False:
+    if config.get("input_coding") == "direct" and data.get("normalise") is False:
         for key in ("data.mean", "data.std"):
             yield key, "data.normalise is false"
-    for key in ("training", "fine_tuning"):
-        part = config[key]
+    for key, part in (("training", training), ("fine_tuning", fine_tuning)):
         if part.get("schedule") != "step":
             for name in ("milestones", "gamma"):
                 yield f"{key}.{name}", f"{key}.schedule is {part.get('schedule')}, not step"
@@ -525,7 +547,7 @@ def _idle(config: DictConfig) -> Iterator[tuple[str, str]]:
                 yield f"{key}.{name}", f"{key}.optimizer is {part.get('optimizer')}, not sgd"
         if not part.get("distillation"):
             yield f"{key}.temperature", f"{key}.distillation is 0"
-    if not config.fine_tuning.get("train_thresholds", True) and not config.fine_tuning.get("train_leaks", True):
+    if not fine_tuning.get("train_thresholds", True) and not fine_tuning.get("train_leaks", True):
         yield "fine_tuning.neuron_learning_rate_factor", "neither thresholds nor leaks are trained"
 
 

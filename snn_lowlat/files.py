@@ -18,7 +18,13 @@ try:
 except ImportError:  # Windows; what a killed process left there stays.
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["open_regular", "whole_file"]
+__all__ = ["MOST_STEPS", "MOST_VALUES", "open_regular", "whole_file"]
+
+MOST_STEPS = 10**6
+"""The longest window that a file may ask for, far beyond any that is of use."""
+
+MOST_VALUES = 2**28
+"""The most values that one layer of a network in a file may put out for one image."""
 
 _PREFIX = ".snn_lowlat-"
 _TEMPORARY = re.compile(re.escape(_PREFIX) + r".*-[a-z0-9_]{8}(\.[^.]*)?")

@@ -56,10 +56,12 @@ def interruptible() -> Iterator[None]:
         yield
         return
     process = os.getpid()
+    told: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
         if os.getpid() == process:
+            told.append(number)
             raise Interrupted(number)
         # A process that loads data: the one that it works for is told too.
         signal.raise_signal(number)
@@ -67,6 +69,11 @@ def interruptible() -> Iterator[None]:
     before: dict[int, Handler] = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         yield
+    except Exception as error:
+        # What fails while all is cleared away, such as processes that have been stopped too, is no other end.
+        if told:
+            raise Interrupted(told[0]) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -178,9 +178,9 @@ class SpikingModel(nn.Module):
         """
         with _turn_of(self.network).lock:
             known = self._look()
-            if known.precision is None:
-                known.precision = self._read_precision(known.sight)
-            return known.precision
+            if self.timesteps not in known.precision:
+                known.precision[self.timesteps] = self._read_precision(known.sight)
+            return known.precision[self.timesteps]
 
     def _read_precision(self, sight: Sight) -> str:
         dtype = floating_type(self.network)
@@ -487,7 +487,8 @@ class _Known:
 
     sight: Sight
     simulator: Simulator | None = None
-    precision: str | None = None
+    precision: dict[int, str] = field(default_factory=dict)
+    """By the number of steps, over which sums in whole numbers have to be exact."""
 
 
 class _Turn:

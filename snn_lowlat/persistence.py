@@ -20,7 +20,7 @@ from snn_lowlat.checks import count, fraction, number, one_of
 from snn_lowlat.convert import PRECISIONS
 from snn_lowlat.encoding import ENCODERS
 from snn_lowlat.errors import FileFormatError
-from snn_lowlat.files import whole_file
+from snn_lowlat.files import MOST_STEPS, MOST_VALUES, whole_file
 from snn_lowlat.graph import (
     describe,
     fill,
@@ -41,10 +41,6 @@ __all__ = ["load", "save"]
 _FORMAT = "snn_lowlat.SpikingModel"
 _VERSION = 3
 _FIRST_WITH_CUMULATIVE_POOLS = 3
-
-# What a file may ask for; each is far beyond any network that is of use, and far below what takes a machine's memory.
-_MOST_STEPS = 10**6
-_MOST_VALUES = 2**28
 
 
 def save(snn: SpikingModel, path: str | PathLike[str]) -> None:
@@ -149,7 +145,7 @@ def load(path: str | PathLike[str], *, model: nn.Module | None = None, backend: 
         plan = {name: _site_plan(name, values) for name, values in plans.items()}
         provenance = _provenance(contents["provenance"])
         options: dict[str, Any] = {
-            "timesteps": count("timesteps", contents["timesteps"], maximum=_MOST_STEPS),
+            "timesteps": count("timesteps", contents["timesteps"], maximum=MOST_STEPS),
             "backend": one_of("backend", contents["backend"], BACKENDS) if backend is None else backend,
             "encoder": one_of("encoder", contents["encoder"], ENCODERS),
             "seed": count("seed", contents["seed"], minimum=-(2**63), maximum=2**64 - 1),
@@ -194,7 +190,7 @@ def load(path: str | PathLike[str], *, model: nn.Module | None = None, backend: 
 def _format_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except FileFormatError:
+    except (FileFormatError, ImportError, MemoryError):
         raise
     # Whatever a file says that no check has found fails somewhere in here, in torch or in the host.
     except Exception as error:
@@ -243,13 +239,13 @@ def _site_plan(name: str, values: Mapping[str, Any]) -> SitePlan:
     plan = SitePlan(**values)
     one_of("neuron", plan.neuron, NEURONS)
     for option, value in plan.parameters.items():
-        number(f"{option} of {name}", value, maximum=_MOST_STEPS)
+        number(f"{option} of {name}", value, maximum=MOST_STEPS)
     return plan
 
 
 def _provenance(values: Mapping[str, Any]) -> Provenance:
     shape = tuple(count("input_shape", length) for length in values["input_shape"])
-    if not shape or math.prod(shape) > _MOST_VALUES:
+    if not shape or math.prod(shape) > MOST_VALUES:
         raise ValueError(f"its images are of shape {shape}")
     provenance = Provenance(**{**values, "input_shape": shape})
     one_of("precision", provenance.precision, PRECISIONS)
@@ -270,7 +266,7 @@ class _Sizes(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if value.numel() > 2 * _MOST_VALUES:
+        if value.numel() > 2 * MOST_VALUES:
             raise ValueError(f"{n.name} would put out {tuple(value.shape)}")
         return value
 

@@ -50,6 +50,7 @@ from snn_lowlat.config import (
     ConfigError,
     accepted_by,
     build,
+    check_sweep,
     checked,
     config_errors,
     hint,
@@ -494,6 +495,8 @@ def main(config: DictConfig) -> float:
         for sentence in without_effect(config, list(HydraConfig.get().overrides.task)):
             logger.warning(sentence)
     try:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            check_sweep(config)
         with interruptible():
             return run(config, folder)
     # Hydra prints errors of its own kind without a traceback; HYDRA_FULL_ERROR=1 shows it.

@@ -59,8 +59,8 @@ def read_tensors(path: str | PathLike[str], kind: str, *, plain: bool = False) -
         # A damaged file can fail in any way.
         except Exception as error:
             raise FileFormatError(
-                f"{path} can't be read as {kind}: it is damaged, something else, or holds more than tensors and plain "
-                f"values: {_reason(error)}"
+                f"{path} is damaged, something else than {kind}, or holds more than tensors and plain values: "
+                f"{_reason(error)}"
             ) from error
     return content
 
@@ -103,8 +103,10 @@ def _check_values(content: Any, size: int, plain: bool) -> None:
 
 
 def _reason(error: Exception) -> str:
-    # What torch advises about files that it refuses would run the code in them.
-    refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+    text = str(error).strip()
+    # What else torch says of files that it refuses is how to run the code in them.
+    refused = re.search(r"GLOBAL ([\w.]+)", text)
     if refused:
         return f"it names {refused[1]}, which is code"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    cause = re.search(r"WeightsUnpickler error: (.*)", text)
+    return cause[1] if cause else text.splitlines()[0] if text else type(error).__name__

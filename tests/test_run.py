@@ -148,7 +148,10 @@ def write_pictures(folder: Path, number: int, size: int) -> None:
             place = folder / split / name
             place.mkdir(parents=True)
             for index in range(number):
-                Image.new("RGB", (size, size), (180 * brightness + index,) * 3).save(place / f"{index}.png")
+                light = [120 * brightness + index + 4 * pixel % 100 for pixel in range(size * size)]
+                picture = Image.new("L", (size, size))
+                picture.putdata(light)
+                picture.convert("RGB").save(place / f"{index}.png")
 
 
 def test_own_pictures(tmp_path: Path) -> None:
@@ -240,14 +243,14 @@ def test_every_strategy_has_a_file() -> None:
         (["data._target_=torch.nn.Linear"], "data"),
         (["data._target_=no.such.Thing"], r"no\.such"),
         (["+model.widht=1"], "Did you mean 'width'"),
-        (["model.pooling=sum"], "model: pooling"),
+        (["model.pooling=sum"], "model: unknown pooling"),
         (["model.weights=/nowhere.pt"], r"model\.weights.*nowhere\.pt"),
         (["model.initial_weights=/nowhere.pt"], r"model\.initial_weights.*nowhere\.pt"),
         (["model.initial_weights=a.pt", "model.weights=b.pt"], r"model\.weights .*initial_weights.*give one"),
         (["+model.input_spikes.grid=0"], r"model\.input_spikes.*grid"),
         (["training.distillation=0.5"], r"model\.initial_weights: give"),
         (["fine_tuning=sgl", "fine_tuning.start=/nowhere.pt"], r"fine_tuning\.start.*nowhere"),
-        (["training.optimizer=lion"], "training: optimizer"),
+        (["training.optimizer=lion"], "training: unknown optimizer"),
         (["model.activation=celling"], "model: .*Did you mean 'ceiling'"),
         (["resume=/nowhere"], "resume: there is no checkpoint /nowhere"),
         (["resume=.", "model.weights=w.pt"], "resume.*model.weights"),
@@ -308,7 +311,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -
         network.classifier.bias[3] = value
     torch.save(network.state_dict(), tmp_path / "weights.pt")
     for key in ("weights", "initial_weights"):
-        with pytest.raises(ConfigError, match=rf"model\.{key}: .*NaN or infinite values in classifier\.bias"):
+        with pytest.raises(ConfigError, match=rf"model\.{key}: .*NaN.*infinite.* values in classifier\.bias"):
             run(composed(*FAST, f"model.{key}={tmp_path / 'weights.pt'}"), tmp_path / "run")
 
 
@@ -454,7 +457,7 @@ def test_a_training_is_resumed_only_as_it_was_begun(tmp_path: Path) -> None:
         (("training.learning_rate=0.05",), r"learning_rate was 0\.1, not 0\.05"),
         (("model.width=8",), r"another network than SmallCNN"),
         ((f"resume={tmp_path / 'ann.pt'}",), r"no state of a training; model\.weights"),
-        ((f"resume={tmp_path / 'config.yaml'}",), r"config\.yaml is damaged"),
+        ((f"resume={tmp_path / 'config.yaml'}",), r"config\.yaml .*damaged"),
         (("data.seed=1",), r"data\.seed was 0, not 1"),
         (("data.validation_fraction=0.2",), r"data\.validation_fraction was 0\.1, not 0\.2"),
         (("data.test_fraction=0.3",), r"data\.test_fraction was 0\.2, not 0\.3"),

@@ -137,6 +137,8 @@ class IntegrateAndFire(snntorch.Leaky):  # type: ignore[misc]
         The number of dimensions of the currents, ``[N, C, ...]``: two or more.
     """
 
+    _at_rest = False
+
     def __init__(self, plan: SitePlan, dimensions: int) -> None:
         super().__init__(
             beta=plan.parameters.get("leak", 1.0),
@@ -152,6 +154,7 @@ class IntegrateAndFire(snntorch.Leaky):  # type: ignore[misc]
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor:
         """Map the currents of one step ``[N, C, ...]`` to spikes times the amplitude, of the same shape."""
         if self.folded_steps is None:
+            self._at_rest = self.mem.shape != input_.shape
             return super().forward(input_, mem)  # type: ignore[no-any-return]
         return self._window(input_.reshape(self.folded_steps, -1, *input_.shape[1:])).flatten(0, 1)
 
@@ -160,7 +163,9 @@ class IntegrateAndFire(snntorch.Leaky):  # type: ignore[misc]
         return super().fire(mem + self.initial_potential)  # type: ignore[no-any-return]
 
     def mem_reset(self, mem: Tensor) -> Tensor:
-        """Return which neurons have fired, without a gradient."""
+        """Return which neurons have fired, without a gradient; at rest none, however high the initial potential is."""
+        if self._at_rest:
+            return torch.zeros_like(mem)
         return super().mem_reset(mem + self.initial_potential)  # type: ignore[no-any-return]
 
     def reset_mem(self) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 from torch.nn.modules import module as torch_module
 
 from snn_lowlat.neurons.loops import checksum
@@ -56,6 +57,7 @@ class Watch:
         self._built: list[tuple[str, type, tuple[tuple[str, Any], ...]]] = []
         for name, module in network.named_modules():
             self._built.append((name, _kind(name, module), _options(name, module)))
+        self._drawing = _drawing(network)
         self._sums: dict[tuple[Any, ...], Callable[[], object]] = {}
 
     def look(self, network: nn.Module) -> Sight:
@@ -78,10 +80,13 @@ class Watch:
         return self._changed(dict(network.named_modules()))
 
     def _changed(self, modules: dict[str, nn.Module]) -> str | None:
-        for name, kind, options in self._built:
+        for place, (name, kind, options) in enumerate(self._built):
             module = modules.get(name)
             if module is None or not _is_as_built(module, kind, options):
-                return str(name)
+                if module is None or name or "forward" in module.__dict__ or _drawing(module) != self._drawing:
+                    return str(name)
+                # Pickling writes the same code again with other names of variables.
+                self._built[place] = (name, kind, _options(name, module))
         built = {name for name, _, _ in self._built} if len(modules) > len(self._built) else modules.keys()
         return next((name for name in modules if name not in built), None)
 
@@ -115,6 +120,19 @@ def _options(name: str, module: nn.Module) -> tuple[tuple[str, Any], ...]:
         return (("spiking", getattr(module, "spiking", None)),)
     skipped = _PASSING | _OF_EVERY_MODULE
     return tuple((k, v) for k, v in module.__dict__.items() if k not in skipped and isinstance(v, _OPTIONS))
+
+
+def _drawing(network: nn.Module) -> object:
+    """Describe what a traced network does, by the places of its operations and not by their names."""
+    if not isinstance(network, fx.GraphModule):
+        return None
+    places = {node: place for place, node in enumerate(network.graph.nodes)}
+    operations = (
+        (n.op, getattr(n.target, "__name__", n.target), n.args, n.kwargs)
+        for n in network.graph.nodes
+        if n.op != "placeholder"
+    )
+    return [repr(map_arg(operation, lambda before: places[before])) for operation in operations]
 
 
 def _is_as_built(module: nn.Module, kind: type, options: tuple[tuple[str, Any], ...]) -> bool:

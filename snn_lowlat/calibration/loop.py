@@ -205,26 +205,30 @@ class _Seen:
 
 
 def _check_variety(parts: Sequence[_Seen]) -> None:
-    """See that images differ, where there is more than one, and that there is something in them.
+    """See that there is something in images, and that they differ where there is more than one.
 
     Raises
     ------
     CalibrationError
-        If each image has one value alone, such as zeros or ones: no thresholds that follow from these have a meaning.
+        If all hold one value alone, such as zeros or ones: no thresholds that follow from these have a meaning.
     """
-    parts = [part for part in parts if part.first is not None]
-    if parts and all(part.constant for part in parts):
-        raise CalibrationError(
-            f"the calibration images are constant: every one is the same value all over (of the first: "
-            f"{float(parts[0].first.flatten()[0]):.3g}). Give training images, as the network sees them in use."  # type: ignore[union-attr]
-        )
-    alike = all(part.alike and torch.equal(part.first, parts[0].first) for part in parts)  # type: ignore[arg-type]
+    firsts = [part.first for part in parts if part.first is not None]
+    if not firsts:
+        return
+    constant = all(part.constant for part in parts)
+    alike = all(part.alike for part in parts) and all(torch.equal(first, firsts[0]) for first in firsts)
     number = sum(part.images for part in parts)
-    if alike and number > 1:
+    advice = "Give training images, as the network sees them in use."
+    if constant and alike:
+        raise CalibrationError(
+            f"the calibration images are constant: there is nothing in them but the value "
+            f"{float(firsts[0].flatten()[0]):.3g}. {advice}"
+        )
+    if constant:
+        _LOGGER.warning("each of the %d calibration images is one value all over. %s", number, advice)
+    elif alike and number > 1:
         _LOGGER.warning(
-            "the %d calibration images are all the same: thresholds fit this one image. Give training images that "
-            "differ, as the network sees them in use.",
-            number,
+            "the %d calibration images are all the same: thresholds fit this one image. %s", *(number, advice)
         )
 
 

@@ -77,7 +77,7 @@ class Report:
         What was computed: ``"spikes"``, every one of them, or ``"counts"``, how many each neuron fires in its window,
         in one pass.
     precision : str
-        ``"fp32"``, or ``"int8"`` for a network in whole numbers.
+        What the network computed in, as :attr:`snn_lowlat.SpikingModel.precision` says.
     experiment, model, dataset : str or None
         Names, where known; ``dataclasses.replace`` sets them afterwards.
     versions : mapping of str to str

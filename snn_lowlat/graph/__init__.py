@@ -5,7 +5,7 @@ from snn_lowlat.graph.check import ConvertibilityReport, check_convertible
 from snn_lowlat.graph.description import describe, fill, rebuild, with_safe_names
 from snn_lowlat.graph.integers import original_of, to_integers, with_rounded_weights
 from snn_lowlat.graph.max_pools import with_per_step_max_pools
-from snn_lowlat.graph.normal_form import normalise
+from snn_lowlat.graph.normal_form import normalise, try_normalise
 from snn_lowlat.graph.obstacles import Obstacle
 from snn_lowlat.graph.passes import without_ceilings
 from snn_lowlat.graph.sites import (
@@ -42,6 +42,7 @@ __all__ = [
     "output_bias_carrier",
     "rebuild",
     "to_integers",
+    "try_normalise",
     "whole_numbers",
     "with_per_step_max_pools",
     "with_rounded_weights",

@@ -48,7 +48,8 @@ def channel_dimensions(graph: fx.GraphModule, example: Tensor) -> dict[fx.Node, 
 def put_channels_first(graph: fx.GraphModule, example: Tensor) -> None:
     """Let every site have its channels in dimension 1: where they are elsewhere, it stands between two permutations.
 
-    A site with a trained ceiling for each channel keeps its place: its ceilings have said where its channels are.
+    A site with a trained ceiling for each channel keeps its place: its ceilings have said where its channels are. Where
+    the layers had them is left in the site's ``meta``, as ``"channels"``.
 
     Parameters
     ----------
@@ -60,6 +61,7 @@ def put_channels_first(graph: fx.GraphModule, example: Tensor) -> None:
     dimensions = channel_dimensions(graph, example)
     for site in find_sites(graph).values():
         dimension, rank = dimensions[site.current], len(_shape(site.current) or ())
+        site.node.meta["channels"] = dimension
         if dimension == 1 or (site.ceiling is not None and site.ceiling.dim() > 0):
             continue
         order = [0, dimension, *(d for d in range(1, rank) if d != dimension)]

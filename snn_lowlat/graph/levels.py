@@ -32,7 +32,7 @@ def separate_ceilings(graph: fx.GraphModule) -> None:
         clips = [user for user in node.users if user.target is torch.minimum]
         keep_plain = len(clips) != len(node.users)
         for clip in clips if keep_plain else clips[1:]:
-            name = free_name(graph, f"{node.target}_clipped", site=True)
+            name = free_name(graph, f"{node.target}_clipped")
             graph.add_submodule(name, nn.ReLU().eval())
             with graph.graph.inserting_before(clip):
                 own = graph.graph.call_module(name, (node.args[0],))
@@ -245,7 +245,7 @@ def _take_off_scale(graph: fx.GraphModule, relu: fx.Node) -> None:
 
 def _twin(graph: fx.GraphModule, site: fx.Node) -> fx.Node:
     """Give who reads an activation in another way a site of its own."""
-    name = free_name(graph, f"{site.target}_rounded", site=True)
+    name = free_name(graph, f"{site.target}_rounded")
     graph.add_submodule(name, nn.ReLU().eval())
     with graph.graph.inserting_after(site):
         return graph.graph.call_module(name, site.args)

@@ -17,7 +17,6 @@ from torch import fx, nn
 __all__ = ["free_name", "is_safe_name", "safe_name", "safe_names"]
 
 _LONGEST = 1000
-_AMPLITUDE = "_amplitude"
 
 # What a graph module has of its own; most of it stands in no class, so an instance is asked.
 _RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
@@ -26,9 +25,10 @@ _RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 def safe_name(wanted: str) -> str:
     """Return a name that stays a name in the source that ``torch.fx`` writes; the same for the same name wanted.
 
-    Letters, digits and underscores stay, so that most names do; anything else becomes an underscore, and keywords and
-    ``self`` get one at their end. Digits may come first, as in the layers of an ``nn.Sequential``: ``torch.fx`` writes
-    those as strings.
+    Letters, digits and underscores stay, so that most names do; anything else becomes an underscore. Keywords and
+    ``self`` get one at their end, and so do names on ``_amplitude``: in SpikingJelly, what the spikes of a site are
+    worth is a module ``<site>_amplitude``. Digits may come first, as in the layers of an ``nn.Sequential``:
+    ``torch.fx`` writes those as strings.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def safe_name(wanted: str) -> str:
     """
     # Python reads names in this form, so that others would be looked up under another name.
     name = re.sub(r"\W", "_", unicodedata.normalize("NFKC", wanted))[:_LONGEST] or "unnamed"
-    return f"{name}_" if keyword.iskeyword(name) or name == "self" else name
+    return f"{name}_" if keyword.iskeyword(name) or name == "self" or name.endswith("_amplitude") else name
 
 
 def is_safe_name(name: object) -> bool:
@@ -62,7 +62,7 @@ def safe_names(wanted: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def free_name(network: nn.Module, wanted: str, *, site: bool = False) -> str:
+def free_name(network: nn.Module, wanted: str) -> str:
     """Return the name wanted if the network has nothing of that name, or else the first one with a number that is free.
 
     Parameters
@@ -71,17 +71,10 @@ def free_name(network: nn.Module, wanted: str, *, site: bool = False) -> str:
         Where something is to be added.
     wanted : str
         A name, or the path of a child; it is made safe, see :func:`safe_name`.
-    site : bool
-        Whether it is for an activation, for which hosts need a second name, ``<name>_amplitude``.
     """
     wanted = safe_name(wanted)
     name, number = wanted, 0
-    while _is_taken(network, name) or (site and _is_taken(network, f"{name}{_AMPLITUDE}")):
+    while hasattr(network, name) or name in _RESERVED:
         number += 1
         name = f"{wanted}_{number}"
     return name
-
-
-def _is_taken(network: nn.Module, name: str) -> bool:
-    of_a_site = name.endswith(_AMPLITUDE) and isinstance(getattr(network, name.removesuffix(_AMPLITUDE), None), nn.ReLU)
-    return hasattr(network, name) or name in _RESERVED or of_a_site

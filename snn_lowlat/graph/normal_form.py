@@ -213,7 +213,7 @@ class Builder:
 
     def layer(self, module: nn.Module, x: fx.Node, shape: torch.Size | None = None) -> fx.Node:
         """Add a module and a call of it."""
-        name = free_name(self._modules, self._scope(), site=isinstance(module, nn.ReLU))
+        name = free_name(self._modules, self._scope())
         self._modules.add_module(name, module)
         return self._added(self._graph.call_module(name, (x,)), shape)
 
@@ -296,13 +296,15 @@ class Builder:
         kwargs: Any = map_aggregate(node.kwargs, self._translated)
         if node.op == "output":
             return self._output(args[0])
-        if not _contains_node((args, kwargs)):
+        if not _contains((args, kwargs), fx.Node, operations.Pieces, operations.Comparison):
             return node.meta.get("value")
         rule = self._rule(node)
         if rule is None:
             raise operations.Unsupported(
                 operations.ACTIVATIONS.get(self.operation.lower(), "there is no spiking counterpart for it; replace it")
             )
+        if _contains((args, kwargs), operations.Comparison) and not operations.reads_comparisons(rule):
+            raise operations.Unsupported(operations.OF_COMPARISONS)
         args, kwargs = operations.arranged(args, kwargs)
         if node.op == "call_module":
             module = self._root.get_submodule(str(node.target))
@@ -420,10 +422,9 @@ def _is_torch(target: object) -> bool:
     return module.split(".")[0] in ("torch", "_operator", "builtins", "torchvision")
 
 
-def _contains_node(values: Any) -> bool:
+def _contains(values: Any, *kinds: type) -> bool:
     found: list[bool] = []
-    traced = (fx.Node, operations.Pieces, operations.Comparison)
-    map_aggregate(values, lambda a: found.append(isinstance(a, traced)) if a is not None else None)
+    map_aggregate(values, lambda a: found.append(isinstance(a, kinds)) if a is not None else None)
     return any(found)
 
 

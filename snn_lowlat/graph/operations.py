@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ACTIVATIONS",
+    "OF_COMPARISONS",
     "SHAPES",
     "Comparison",
     "Pieces",
@@ -31,6 +32,7 @@ __all__ = [
     "function_rule",
     "is_frozen_batch_norm",
     "module_rule",
+    "reads_comparisons",
 ]
 
 
@@ -202,6 +204,14 @@ def compare(build: Builder, x: Any, other: Any) -> Comparison:
     if not _is_zero(other):
         raise Unsupported("a comparison is understood only as a ReLU: torch.where(x > 0, x, 0)")
     return Comparison(x, more)
+
+
+OF_COMPARISONS = "a comparison of activations is understood only as a ReLU: torch.where(x > 0, x, 0) or x * (x > 0)"
+
+
+def reads_comparisons(rule: Rule) -> bool:
+    """Say whether a rule knows what to do with a comparison; every other operation on one is an obstacle."""
+    return rule in (where, masked_fill, mul, identity)
 
 
 @_functions("where")
@@ -629,8 +639,12 @@ def neg(build: Builder, x: fx.Node) -> fx.Node:
 def mul(build: Builder, x: Any, other: Any) -> fx.Node:
     if not isinstance(x, fx.Node):
         x, other = other, x
-    if isinstance(other, Comparison) and other.positive and other.x is x:
-        return build.site(x)
+    if not isinstance(x, fx.Node):
+        raise Unsupported(OF_COMPARISONS)
+    if isinstance(other, Comparison):
+        if other.positive and other.x is x:
+            return build.site(x)
+        raise Unsupported(OF_COMPARISONS)
     if isinstance(other, fx.Node):
         raise Unsupported(
             "it multiplies two activations (a gate); spiking layers only add: remove the gate and fine-tune"

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from snn_lowlat.graph.obstacles import Obstacle
 
-__all__ = ["prepared_copy"]
+__all__ = ["computed_tensors", "prepared_copy"]
 
 _HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
@@ -46,7 +46,7 @@ def prepared_copy(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, l
     Exception
         Whatever copying or running the network raises.
     """
-    model = copy.deepcopy(model, _computed_tensors(model)).eval()
+    model = copy.deepcopy(model, computed_tensors(model)).eval()
     hooked = [module for module in model.modules() if any(getattr(module, hooks, None) for hooks in _HOOKS)]
     obstacles: list[Obstacle] = []
     if hooked:
@@ -58,8 +58,19 @@ def prepared_copy(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, l
     return model, obstacles
 
 
-def _computed_tensors(model: nn.Module) -> dict[int, Any]:
-    """Copy the tensors that have a history, by their ids: such as a weight that a hook has computed."""
+def computed_tensors(model: nn.Module) -> dict[int, Any]:
+    """Copy the tensors that have a history, such as a weight that a hook has computed, which ``deepcopy`` refuses.
+
+    Parameters
+    ----------
+    model : Module
+        The network to copy.
+
+    Returns
+    -------
+    dict
+        Their copies by their ids: the second argument of :func:`copy.deepcopy`.
+    """
     attributes = [value for module in model.modules() for value in (*vars(module).values(), *module._buffers.values())]
     tensors = (leaf for value in attributes for leaf in _tensors(value))
     return {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf}

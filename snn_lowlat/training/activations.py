@@ -17,6 +17,7 @@ __all__ = [
     "ACTIVATIONS",
     "Activation",
     "CeilingReLU",
+    "ChannelsElsewhere",
     "QuantisedReLU",
     "ValueRangeReLU",
     "make_activation",
@@ -173,6 +174,32 @@ def _levels_of(values: Tensor, ceiling: Tensor, levels: int, shift: float) -> Te
     # A margin of 2**-12 needs more bits than bfloat16 has; its rounding is coarser anyway.
     rounded = (values / step).add_(shift + MARGIN).floor_().clamp_(0, levels)
     return rounded.mul_(step)
+
+
+class ChannelsElsewhere(nn.Module):
+    """An activation with parameters for each channel, where the channels are not in dimension 1.
+
+    A linear layer over tokens, ``[N, L, C]``, has them in the last one.
+
+    Parameters
+    ----------
+    activation : Module
+        Takes values with their channels in dimension 1.
+    dimension : int
+        Where they are.
+    rank : int
+        How many dimensions the values have.
+    """
+
+    def __init__(self, activation: nn.Module, dimension: int, rank: int) -> None:
+        super().__init__()
+        self.activation = activation
+        self.order = (0, dimension, *(d for d in range(1, rank) if d != dimension))
+        self.inverse = tuple(self.order.index(d) for d in range(rank))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Apply the activation channel by channel."""
+        return self.activation(values.permute(*self.order)).permute(*self.inverse)  # type: ignore[no-any-return]
 
 
 class ValueRangeReLU(nn.Module):

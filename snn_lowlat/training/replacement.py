@@ -17,8 +17,9 @@ from torch.nn import functional
 from snn_lowlat import checks
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
+from snn_lowlat.graph.preparing import computed_tensors
 from snn_lowlat.modes import evaluating
-from snn_lowlat.training.activations import Activation, make_activation, needs_channels
+from snn_lowlat.training.activations import Activation, ChannelsElsewhere, make_activation, needs_channels
 
 __all__ = ["replace_activations"]
 
@@ -69,7 +70,7 @@ def replace_activations(
     model = checks.network("model", model, rewritten=True)
     if example_input is not None:
         checks.images("example_input", example_input)
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model, computed_tensors(model))
     rewritten: dict[nn.Module, nn.Module] = {}
     called: set[nn.Module] = set()
     idle: set[nn.Module] = set()
@@ -237,18 +238,26 @@ def _swapped(model: nn.Module, idle: set[nn.Module], activation: Activation, exa
         if needs_channels(activation) and relu not in channels:
             reason = "give an example_input" if example_input is None else "it does not run in evaluation mode"
             raise ValueError(f"the number of channels at the ReLU {paths[relu]!r} is not known: {reason}.")
-        made = make_activation(activation, channels.get(relu)).to(device_of(model))
+        shape, dimension = channels.get(relu, (None, 1))
+        made = make_activation(activation, None if shape is None else shape[dimension]).to(device_of(model))
+        if needs_channels(activation) and shape is not None and dimension != 1:
+            made = ChannelsElsewhere(made, dimension, len(shape))
         setattr(parent, name, made.train(parent.training))
     return model
 
 
 @torch.no_grad()
-def _channels(model: nn.Module, relus: list[nn.Module], example_input: Tensor) -> dict[nn.Module, int]:
-    """Run a batch through the network and note the channels of what arrives at each ReLU."""
-    found: dict[nn.Module, int] = {}
+def _channels(
+    model: nn.Module, relus: list[nn.Module], example_input: Tensor
+) -> dict[nn.Module, tuple[torch.Size, int]]:
+    """Run a batch through the network and note the shape of what arrives at each ReLU, and where its channels are."""
+    # The normal form knows this package's activations, and so stands on it.
+    from snn_lowlat.graph import find_sites, try_normalise
+
+    found: dict[nn.Module, torch.Size] = {}
 
     def note(relu: nn.Module, inputs: tuple[Any, ...]) -> None:
-        found[relu] = inputs[0].shape[1]
+        found[relu] = inputs[0].shape
 
     handles = [relu.register_forward_pre_hook(note) for relu in relus]
     try:
@@ -257,4 +266,11 @@ def _channels(model: nn.Module, relus: list[nn.Module], example_input: Tensor) -
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    dimensions: dict[str, int] = {}
+    # Dimension 1, unless the network is known to have them elsewhere.
+    if any(len(shape) > 2 for shape in found.values()):
+        graph, obstacles = try_normalise(model, example_input)
+        if graph is not None and not obstacles:
+            dimensions = {name: site.node.meta["channels"] for name, site in find_sites(graph).items()}
+    names = {module: path.replace(".", "_") for path, module in model.named_modules()}
+    return {relu: (shape, dimensions.get(names[relu], 1)) for relu, shape in found.items()}

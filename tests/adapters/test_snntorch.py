@@ -238,3 +238,12 @@ def test_running_whole_windows_leaves_the_time_loop_alone(model, images):
     expected = window(whole.network, images)
     whole(images)
     assert torch.equal(window(whole.network, images), expected)
+
+
+def test_an_initial_potential_above_the_threshold_is_no_spike_to_reset():
+    neurons, currents = layer(threshold=0.5, initial_potential=1.2), torch.zeros(5, 1, 1)
+    loop = torch.stack([neurons(current) for current in currents]).flatten()
+    assert loop.tolist() == [1, 1, 0, 0, 0]
+    neurons.reset_mem()
+    neurons.folded_steps = 5
+    assert torch.equal(neurons(currents.flatten(0, 1)).flatten(), loop)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from test_spellings import assert_converts
 from torch import nn
 
-from snn_lowlat import ConversionError, check_convertible, convert
+from snn_lowlat import CalibrationError, ConversionError, check_convertible, convert
 from snn_lowlat.graph import find_sites, normalise
 
 
@@ -41,8 +41,10 @@ def obstacles(model, example=None):
 def test_nan_in_the_first_images_is_said():
     example = images()
     example[1, 0, 0, 0] = float("nan")
-    (obstacle,) = obstacles(Net(), example)
+    (obstacle,) = check_convertible(Net(), example).obstacles
     assert "first images contain NaN" in obstacle.advice
+    with pytest.raises(CalibrationError, match="NaN"):
+        convert(Net(), example)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

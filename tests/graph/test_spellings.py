@@ -216,6 +216,24 @@ def test_a_matrix_times_channels_is_a_convolution():
     assert len(find_sites(graph)) == 2
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda x: x * (F.relu(x) > 0),
+        lambda x: (x > 0).float().sum((2, 3)),
+        lambda x: F.relu(x) + (x > 0),
+        lambda x: (x > 0).float(),
+        lambda x: ((x > 0) * (x > 0)).float(),
+        lambda x: torch.where(x > 0, x, 0.1 * x),
+        lambda x: torch.where(x > 1, x, 0.0),
+    ],
+)
+def test_other_comparisons_are_obstacles(part):
+    assert "comparison" in str(check_convertible(Head(part), images())) or "choice" in str(
+        check_convertible(Head(part), images())
+    )
+
+
 def test_a_product_of_activations_is_an_obstacle():
     report = check_convertible(Head(lambda x: F.relu(x) @ F.relu(x).transpose(2, 3)), images())
     assert "computed from the input" in str(report)

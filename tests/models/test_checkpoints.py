@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,8 @@ import torch
 
 from snn_lowlat.errors import FileFormatError
 from snn_lowlat.models import SmallCNN, load_weights
+from tests.payloads import payloads
+from tests.test_file_safety import damaged
 
 
 def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
@@ -91,8 +96,10 @@ def test_files_without_weights_are_named(tmp_path: Path, content: Any) -> None:
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    with pytest.raises(FileFormatError, match=r"weights\.pt"):
+    with pytest.raises(FileFormatError, match=r"weights\.pt") as caught:
         load_weights(SmallCNN(), path)
+    # Torch's own message advises to run the code in the file.
+    assert "False" not in str(caught.value)
 
 
 def test_cut_off_files_are_named(tmp_path: Path) -> None:
@@ -106,3 +113,77 @@ def test_cut_off_files_are_named(tmp_path: Path) -> None:
 def test_missing_files_name_the_config_key(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"model\.weights"):
         load_weights(SmallCNN(), tmp_path / "nothing.pt")
+
+
+@pytest.mark.parametrize("shape", range(9))
+def test_names_of_weights_are_never_code(tmp_path: Path, shape: int) -> None:
+    network, marker = SmallCNN(), tmp_path / "marker"
+    payload, state = payloads(marker)[shape], network.state_dict()
+    for name in [name for name in state if not name.endswith("num_batches_tracked")]:
+        weights = {payload if key == name else key: value for key, value in state.items()}
+        torch.save({"state_dict": weights, payload: payload}, tmp_path / "weights.pt")
+        with pytest.raises(FileFormatError, match="another network"):
+            load_weights(network, tmp_path / "weights.pt")
+        assert not marker.exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1j])
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path, value: complex) -> None:
+    weights = SmallCNN().state_dict()
+    weights["classifier.bias"] = weights["classifier.bias"] * value
+    torch.save(weights, tmp_path / "weights.pt")
+    with pytest.raises(FileFormatError, match=r"not finite real numbers: classifier\.bias"):
+        load_weights(SmallCNN(), tmp_path / "weights.pt")
+
+
+def test_a_small_file_of_large_weights_takes_no_memory(tmp_path: Path) -> None:
+    torch.save({"classifier.weight": torch.zeros(1).expand(100_000, 100_000)}, tmp_path / "weights.pt")
+    with pytest.raises(FileFormatError, match="larger than the file"):
+        load_weights(SmallCNN(), tmp_path / "weights.pt")
+
+
+def test_objects_that_are_code_are_named(tmp_path: Path) -> None:
+    torch.save({"classifier.weight": torch.zeros(1), "run": os.getcwd}, tmp_path / "weights.pt")
+    with pytest.raises(FileFormatError, match=r"posix\.getcwd, which is code|nt\.getcwd, which is code"):
+        load_weights(SmallCNN(), tmp_path / "weights.pt")
+
+
+def test_random_damage_is_noticed(tmp_path: Path) -> None:
+    path, generator = tmp_path / "weights.pt", random.Random(0)
+    trained, network = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    torch.save(trained.state_dict(), path)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(200):
+        path.write_bytes(damaged(whole, generator))
+        try:
+            load_weights(network, path)
+        except FileFormatError:
+            refused += 1
+    assert refused > 100
+
+
+@pytest.mark.parametrize("change", ["no dict", "no options", "names", "truncated"])
+def test_checkpoints_that_were_changed_are_refused(tmp_path: Path, change: str) -> None:
+    from lightning import Trainer
+
+    from snn_lowlat.training import Classifier
+    from snn_lowlat.training.resuming import check_checkpoint
+
+    classifier, path, marker = Classifier(SmallCNN(), num_classes=10), tmp_path / "last.ckpt", tmp_path / "marker"
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", default_root_dir=tmp_path)
+    trainer.strategy.connect(classifier)
+    trainer.save_checkpoint(path)
+    check_checkpoint(path, classifier)
+    content = torch.load(path, weights_only=True)
+    if change == "no dict":
+        torch.save(list(content.items()), path)
+    elif change == "no options":
+        torch.save({**content, "hyper_parameters": payloads(marker)[0]}, path)
+    elif change == "names":
+        names = {name: payloads(marker)[index % 9] + name for index, name in enumerate(content["state_dict"])}
+        torch.save({**content, "state_dict": {names[name]: v for name, v in content["state_dict"].items()}}, path)
+    else:
+        path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(FileFormatError, match=r"last\.ckpt"):
+        check_checkpoint(path, classifier)
+    assert not marker.exists()

@@ -312,3 +312,32 @@ def test_half_precision_and_channels_last_train_on_a_cpu(digits: SpikingModel, t
 def test_options_are_checked(digits: SpikingModel, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must|unknown|belong|fails"):
         FineTuning(digits, 10, **options)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_network_in_whole_numbers_is_in_floating_point_after_training_and_says_so(
+    backend: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    data = DIGITS.calibration_dataloader(200)
+    snn = snn_lowlat.convert(SmallCNN(width=8).eval(), data, timesteps=2, precision="int8", backend=backend)
+    assert snn.precision == "int8"
+    tuning = few_steps(FineTuning(snn, num_classes=10, learning_rate=0.5), tmp_path)
+    tuned = tuning.to_spiking_model()
+    assert "in whole numbers (int8) one in floating point (fp32)" in caplog.text
+    assert tuned.precision == "fp32"
+    assert "precision=fp32" in repr(tuned)
+    assert tuned.provenance.precision == "int8"
+    found = tuned(images())
+    with torch.no_grad():
+        torch.testing.assert_close(tuning(images()), found, rtol=1e-4, atol=1e-4)
+    labels = found.argmax(1)
+    report = snn_lowlat.evaluate(tuned, [(images(), labels)])
+    assert report.accuracies[2] == 1
+    assert report.precision == "fp32"
+    tuned.save(tmp_path / "tuned.pt")
+    loaded = snn_lowlat.load(tmp_path / "tuned.pt")
+    assert loaded.precision == "fp32"
+    assert torch.equal(loaded(images()), found)
+    tuned.run_on_host = True
+    torch.testing.assert_close(tuned(images()), found, rtol=1e-4, atol=1e-4)

@@ -11,9 +11,12 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+import snn_lowlat
 from snn_lowlat import check_convertible
 from snn_lowlat.errors import ConversionError
-from snn_lowlat.training import CeilingReLU, replace_activations
+from snn_lowlat.graph import current_shapes, normalise
+from snn_lowlat.training import CeilingReLU, fit_ceilings, replace_activations
+from tests.contract.token_networks import TOKEN_NETWORKS, make_token_network
 
 IMAGES = torch.rand(4, 1, 6, 6)
 
@@ -124,6 +127,13 @@ def test_the_copy_can_be_copied_trained_and_converted(network: Callable[[], nn.M
     assert len(check_convertible(replaced.eval(), IMAGES).sites) == sites
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_network_with_computed_weights_is_copied() -> None:
+    network = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(1, 4, 3)), nn.ReLU())
+    network(IMAGES).sum().backward()
+    torch.testing.assert_close(replace_activations(network, "relu")(IMAGES), network(IMAGES))
+
+
 def test_dropout_follows_the_mode() -> None:
     torch.manual_seed(0)
     replaced = replace_activations(Functional())
@@ -205,3 +215,20 @@ def test_missing_channels_and_networks_without_relu_are_named() -> None:
         replace_activations(Modules(), "celling")
     with pytest.raises(ConversionError, match="no ReLU"):
         replace_activations(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("kind", TOKEN_NETWORKS)
+def test_ceilings_are_one_for_each_channel_where_the_layers_have_them(kind: type[nn.Module]) -> None:
+    model, images = make_token_network(kind)
+    replaced = replace_activations(model, "channel_ceiling", images)
+    fit_ceilings(replaced, [images], percentile=99.0)
+    ceilings = {name: value for name, value in replaced.named_parameters() if name.endswith("ceiling")}
+    assert all(len(value.unique()) > 1 for value in ceilings.values())
+    sizes = [shape[0] for shape in current_shapes(normalise(model, images), images.shape[1:]).values()]
+    assert [value.numel() for value in ceilings.values()] == sizes
+    snn = snn_lowlat.convert(replaced, [images], threshold="ceiling", timesteps=8, refinements=["bias_correction"])
+    assert [site.threshold.numel() for site in snn.plan.values()] == sizes
+    for found, ceiling in zip(snn.plan.values(), ceilings.values(), strict=True):
+        torch.testing.assert_close(found.threshold, ceiling.detach())
+    expected = replaced(images).detach()
+    assert float((snn(images) - expected).norm() / expected.norm()) < 0.4

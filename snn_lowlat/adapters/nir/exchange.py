@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import h5py
 import nir
+import numpy as np
+import torch
 from torch import Tensor
 
 from snn_lowlat import checks
 from snn_lowlat.adapters import get_backend
 from snn_lowlat.adapters.nir.amplitudes import fold, unfold
 from snn_lowlat.adapters.nir.drift import Drift, measure
+from snn_lowlat.adapters.nir.hdf5 import read_graph
 from snn_lowlat.adapters.nir.network import Network
 from snn_lowlat.adapters.nir.reader import Reader
 from snn_lowlat.adapters.nir.writer import Writer
-from snn_lowlat.errors import ConversionError, FileFormatError
-from snn_lowlat.files import whole_file
+from snn_lowlat.errors import ConversionError, SnnLowlatError
+from snn_lowlat.files import MOST_STEPS, whole_file
 from snn_lowlat.graph import depth, describe
 from snn_lowlat.model import Provenance, SpikingModel, current_versions, signature
 
@@ -87,7 +91,10 @@ def to_nir(
     ConversionError
         If NIR can't express the network; the message names every layer and the reason.
     ValueError
-        If the images have another shape than those the network was converted with, or there is no such pooling.
+        If the images have another shape than those the network was converted with, there is no such pooling, or the
+        path is empty.
+    OSError
+        If the path is a folder, or the file can't be written, as on a full disk; what was there before is unchanged.
     """
     snn = checks.spiking_model("snn", snn)
     checks.one_of("pooling", pooling, ("average", "sum"))
@@ -98,14 +105,22 @@ def to_nir(
             "with encoder='direct'."
         )
     form, plan = snn.normal_form()
+    dtype = next((value.dtype for value in form.parameters()), example_input.dtype)
+    example_input = example_input.to(dtype)
+    # NumPy, and so NIR, has no such numbers; single precision holds them all.
+    form = form.float() if dtype == torch.bfloat16 else form
     network = Writer(form.cpu(), plan, snn.provenance.input_shape).write()
     fold(network, sum_pools=pooling == "sum")
-    graph = nir.NIRGraph(network.nodes, network.edges(), metadata=_metadata(snn))
+    graph = nir.NIRGraph(network.nodes, network.edges(), metadata=_metadata(snn, dtype))
     if path is None:
         return NIRExport(graph, _drift(snn, graph, example_input))
-    with whole_file(Path(path)) as temporary:
-        nir.write(temporary, graph)
-        return NIRExport(graph, _drift(snn, nir.read(temporary), example_input))
+    # HDF5 does not survive a disk that is full.
+    buffer = io.BytesIO()
+    nir.write(buffer, graph)
+    export = NIRExport(graph, _drift(snn, nir.read(buffer), example_input))
+    with whole_file(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+    return export
 
 
 def from_nir(
@@ -147,11 +162,12 @@ def from_nir(
     FileNotFoundError
         If there is no such file.
     FileFormatError
-        If the file holds no NIR graph, or a damaged one.
+        If the file holds no NIR graph, a damaged one, or one that takes anything from other files.
     ConversionError
         If a node can't be run, or does not say how it resets; the message names the node.
     ValueError
-        If there is no such backend or reset, or nobody says for how many steps to run.
+        If there is no such backend or reset, nobody says for how many steps to run, or ``timesteps`` or ``dt`` is no
+        such number.
     """
     return _model(graph, backend, timesteps, reset, dt, amplitudes=True)
 
@@ -163,13 +179,14 @@ def _drift(snn: SpikingModel, graph: Any, images: Tensor) -> Drift:
     return measure(snn, read, folded, images)
 
 
-def _metadata(snn: SpikingModel) -> dict[str, Any]:
+def _metadata(snn: SpikingModel, dtype: torch.dtype) -> dict[str, Any]:
     made = snn.provenance
     return {
         "producer": f"{_PRODUCER} {current_versions()[_PRODUCER]}",
         "note": _NOTE,
         "timesteps": snn.timesteps,
         "dt": 1.0,
+        "dtype": str(dtype).removeprefix("torch."),
         "encoder": snn.encoder,
         "input": "the image, as a constant current in every step",
         "readout": "mean of the outputs over the steps",
@@ -192,82 +209,69 @@ def _model(
     if dt is not None:
         dt = checks.positive("dt", dt)
     if isinstance(graph, str | PathLike):
-        graph = _read(Path(graph).expanduser())
+        graph = read_graph(Path(graph).expanduser())
     if not isinstance(graph, nir.NIRGraph):
         raise ConversionError(f"this is neither a nir.NIRGraph nor a path, but a {type(graph).__name__}.")
     metadata = graph.metadata if isinstance(graph.metadata, Mapping) else {}
     if timesteps is None and "timesteps" not in metadata:
         raise ValueError("this NIR graph does not say for how many steps to run: give timesteps.")
-    network = Network.of(graph)
-    reader = Reader(
-        network,
-        reset=reset,
-        dt=metadata.get("dt") if dt is None else dt,
-        amplitudes=amplitudes and unfold(network),
-    )
-    form = reader.read()
-    if not reader.plan:
-        raise ConversionError("this NIR graph has no IF node: there is nothing that spikes.")
-    return SpikingModel(
-        host.build(form, reader.plan, reader.input_shape),
-        reader.plan,
-        timesteps=_said_timesteps(metadata) if timesteps is None else timesteps,
-        backend=backend,
-        encoder="direct",
-        seed=0,
-        depth=depth(form),
-        structure=describe(form),
-        provenance=Provenance(**_made(metadata), input_shape=reader.input_shape, signature=signature(form)),
-    )
+    with _conversion_errors():
+        if timesteps is None:
+            timesteps = checks.count("timesteps of the metadata", _plain(metadata["timesteps"]), maximum=MOST_STEPS)
+        if dt is None and "dt" in metadata:
+            dt = checks.positive("dt of the metadata", _plain(metadata["dt"]))
+        network = Network.of(graph)
+        reader = Reader(
+            network,
+            reset=reset,
+            dt=dt,
+            amplitudes=amplitudes and unfold(network),
+            dtype=torch.bfloat16 if metadata.get("dtype") == "bfloat16" else None,
+        )
+        form = reader.read()
+        if not reader.plan:
+            raise ConversionError("this NIR graph has no IF node: there is nothing that spikes.")
+        return SpikingModel(
+            host.build(form, reader.plan, reader.input_shape),
+            reader.plan,
+            timesteps=timesteps,
+            backend=backend,
+            encoder="direct",
+            seed=0,
+            depth=depth(form),
+            structure=describe(form),
+            provenance=Provenance(**_made(metadata), input_shape=reader.input_shape, signature=signature(form)),
+        )
 
 
-def _said_timesteps(metadata: Mapping[str, Any]) -> int:
-    """Return how many steps a graph says to run for."""
-    said = metadata["timesteps"]
-    # Files may hold any number as an array or a float.
-    said = said.item() if hasattr(said, "item") else said
+@contextmanager
+def _conversion_errors() -> Iterator[None]:
     try:
-        return checks.count("timesteps", int(said) if isinstance(said, float) and said.is_integer() else said)
-    except ValueError as error:
-        raise ConversionError(f"the NIR graph's metadata are wrong: {error}") from error
+        yield
+    except SnnLowlatError:
+        raise
+    # A graph comes from anywhere: what no check has found fails in numpy, in torch or in the host.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        raise ConversionError(f"this NIR graph can't be run: {reason}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Return what an array of one number holds; files may keep whole numbers as floating-point ones."""
+    value = value.item() if isinstance(value, np.ndarray | np.generic) and value.size == 1 else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _made(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a graph says of the conversion that it comes from."""
     if not str(metadata.get("producer", "")).startswith(_PRODUCER):
         return {"strategy": "nir", "options": {}, "refinements": [], "versions": current_versions()}
+    kinds = {"options": dict, "refinements": list, "versions": dict}
     try:
-        texts = {key: json.loads(metadata[key]) for key in ("options", "refinements", "versions")}
+        texts = {key: json.loads(metadata[key]) for key in kinds}
+        wrong = [key for key, kind in kinds.items() if not isinstance(texts[key], kind)]
+        if wrong:
+            raise TypeError(f"{wrong[0]} is no {kinds[wrong[0]].__name__}")
         return {"strategy": str(metadata["strategy"]), **texts}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise ConversionError(f"the NIR graph's metadata are incomplete or were changed: {error!r}.") from error
-
-
-def _read(path: Path) -> Any:
-    try:
-        return nir.read(path, type_check=False)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise FileFormatError(
-            f"{path} can't be read as a NIR graph, it is damaged or something else: {_damage(path, error)}"
-        ) from error
-
-
-def _damage(path: Path, error: Exception) -> str:
-    """Say what is wrong with a file, with the name of the node where there is one."""
-    try:
-        with h5py.File(path) as file:
-            nodes = nir.serialization.hdf2dict(file["node"])["nodes"]
-    except Exception:
-        return _reason(error)
-    for name, node in nodes.items():
-        try:
-            nir.dict2NIRNode(node)
-        except Exception as cause:
-            return f"node {name!r} of type {node.get('type', 'unknown')!r}: {_reason(cause)}"
-    return _reason(error)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,10 +12,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from snn_lowlat.adapters.nir.network import WEIGHTED, Array, Network, pair
+from snn_lowlat.checks import count
 from snn_lowlat.errors import ConversionError
+from snn_lowlat.files import MOST_VALUES
+from snn_lowlat.graph.names import free_name
 from snn_lowlat.plan import SitePlan
 
 __all__ = ["Reader"]
+
+_DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
 
 class Reader:
@@ -31,6 +36,8 @@ class Reader:
         The length of a step; None if it is not known.
     amplitudes : bool
         Whether spikes are worth the amplitude in their neurons' metadata, not 1.
+    dtype : torch.dtype, optional
+        The precision of the network; by default that of the first weights.
 
     Attributes
     ----------
@@ -40,7 +47,15 @@ class Reader:
         The shape of one input image.
     """
 
-    def __init__(self, network: Network, *, reset: str | None, dt: float | None, amplitudes: bool) -> None:
+    def __init__(
+        self,
+        network: Network,
+        *,
+        reset: str | None,
+        dt: float | None,
+        amplitudes: bool,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.plan: dict[str, SitePlan] = {}
         self.input_shape: tuple[int, ...] = ()
         self._network = network
@@ -48,12 +63,12 @@ class Reader:
         self._dt = dt
         self._amplitudes = amplitudes
         weights = (node.weight for node in network.nodes.values() if isinstance(node, WEIGHTED))
-        self._dtype = _tensor(next(weights, np.zeros(1, np.float32))).dtype
+        self._dtype = dtype or _DTYPES.get(str(np.asarray(next(weights, 0)).dtype), torch.float32)
         self._root = nn.Module()
         self._graph = fx.Graph()
         self._nodes: dict[str, fx.Node] = {}
-        # What each node puts out when nothing comes in: its shape, and the proof that its parameters fit.
-        self._zeros: dict[str, Tensor] = {}
+        # What each node puts out, without memory: its shape, and the proof that its parameters fit.
+        self._outputs: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def read(self) -> fx.GraphModule:
@@ -71,8 +86,12 @@ class Reader:
                 raise ConversionError(f"NIR node {name!r} ({kind.__name__}) can't be run, only nodes of {known}.")
             try:
                 _RULES[kind](self, name, node)
-            except (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            # A graph comes from anywhere: what no check has found fails in numpy or torch.
+            except Exception as error:
                 raise ConversionError(f"NIR node {name!r} ({kind.__name__}) can't be run: {error}") from error
+            if name in self._outputs and self._outputs[name].numel() > MOST_VALUES:
+                shape = list(self._outputs[name].shape[1:])
+                raise ConversionError(f"NIR node {name!r} ({kind.__name__}) can't be run: it would put out {shape}.")
         self._graph.lint()
         return fx.GraphModule(self._root, self._graph).eval()
 
@@ -80,34 +99,28 @@ class Reader:
 
     def _shape(self, name: str) -> torch.Size:
         """Return the shape of what a node reads, without a batch."""
-        return self._zeros[self._network.sources[name][0]].shape[1:]
+        return self._outputs[self._network.sources[name][0]].shape[1:]
 
     def _sum(self, name: str) -> tuple[fx.Node, Tensor]:
         """Return the sum of what a node reads."""
         first, *others = self._network.sources[name]
-        total, zeros = self._nodes[first], self._zeros[first]
+        total, output = self._nodes[first], self._outputs[first]
         for source in others:
-            if self._zeros[source].shape != zeros.shape:
-                shapes = [list(self._zeros[other].shape[1:]) for other in (first, source)]
+            if self._outputs[source].shape != output.shape:
+                shapes = [list(self._outputs[other].shape[1:]) for other in (first, source)]
                 raise ValueError(f"it adds {first!r} and {source!r}, of shapes {shapes[0]} and {shapes[1]}")
             total = self._graph.call_function(operator.add, (total, self._nodes[source]))
-        return total, zeros
+        return total, output
 
-    def _layer(self, name: str, module: nn.Module) -> str:
-        total, zeros = self._sum(name)
-        self._zeros[name] = module(zeros)
-        unique = self._unique(name)
+    def _layer(self, name: str, module: nn.Module, **weights: Array) -> str:
+        """Add a layer, on the meta device, with weights of its."""
+        total, read = self._sum(name)
+        self._outputs[name] = module.to(self._dtype)(read)
+        state = {key: _tensor(values).to(self._dtype) for key, values in weights.items()}
+        module.load_state_dict(state, assign=True)
+        unique = free_name(self._root, name)
         self._root.add_module(unique, module)
         self._nodes[name] = self._graph.call_module(unique, (total,))
-        return unique
-
-    def _unique(self, name: str) -> str:
-        base, number = name.replace(".", "_"), 0
-        unique = base
-        # In SpikingJelly, <site>_amplitude is a module of its own.
-        while hasattr(self._root, unique) or hasattr(fx.GraphModule, unique) or unique.endswith("_amplitude"):
-            number += 1
-            unique = f"{base}_{number}"
         return unique
 
     # One rule for each kind of node.
@@ -115,9 +128,9 @@ class Reader:
     def _input(self, name: str, node: Any) -> None:
         if node.input_type["input"] is None:
             raise ValueError("it has no shape")
-        self.input_shape = tuple(int(length) for length in node.input_type["input"])
+        self.input_shape = tuple(count("its shape", int(length)) for length in node.input_type["input"])
         self._nodes[name] = self._graph.placeholder("input")
-        self._zeros[name] = torch.zeros(1, *self.input_shape, dtype=self._dtype)
+        self._outputs[name] = torch.empty(1, *self.input_shape, dtype=self._dtype, device="meta")
 
     def _output(self, name: str, node: Any) -> None:
         self._graph.output(self._sum(name)[0])
@@ -131,16 +144,16 @@ class Reader:
         )
         if _is_identity(module, weight, node.bias) and len(weight) == self._shape(name)[0]:
             # Factors for channels of which nothing is left.
-            self._nodes[name], self._zeros[name] = self._sum(name)
+            self._nodes[name], self._outputs[name] = self._sum(name)
         else:
-            self._layer(name, _filled(module, weight, node.bias, self._dtype))
+            self._layer(name, module, weight=weight, bias=node.bias)
 
     def _linear(self, name: str, node: Any) -> None:
         if node.weight.ndim != 2:
             raise ValueError(f"its weight has {node.weight.ndim} dimensions, not 2")
         outputs, inputs = node.weight.shape
         bias = node.bias if isinstance(node, nir.Affine) else np.zeros(outputs)
-        self._layer(name, _filled(nn.Linear(inputs, outputs, device="meta"), node.weight, bias, self._dtype))
+        self._layer(name, nn.Linear(inputs, outputs, device="meta"), weight=node.weight, bias=bias)
 
     def _average_pool(self, name: str, node: Any) -> None:
         kernel, stride, padding = pair(node.kernel_size), pair(node.stride), pair(node.padding)
@@ -157,24 +170,24 @@ class Reader:
         self._layer(name, nn.AvgPool2d(*sizes, divisor_override=1))
 
     def _flatten(self, name: str, node: Any) -> None:
-        total, zeros = self._sum(name)
+        total, read = self._sum(name)
         # NIR counts dimensions without the batch.
-        shape = zeros[0].flatten(int(node.start_dim), int(node.end_dim)).shape
+        shape = read[0].flatten(int(node.start_dim), int(node.end_dim)).shape
         if len(shape) == 1:
             self._nodes[name] = self._graph.call_function(torch.flatten, (total, 1))
         else:
             self._nodes[name] = self._graph.call_function(torch.reshape, (total, (-1, *shape)))
-        self._zeros[name] = zeros.reshape(1, *shape)
+        self._outputs[name] = read.reshape(1, *shape)
 
     def _scale(self, name: str, node: Any) -> None:
-        total, zeros = self._sum(name)
+        total, read = self._sum(name)
         scale = _tensor(node.scale).to(self._dtype).unsqueeze(0)
-        if (zeros * scale).shape != zeros.shape:
-            raise ValueError(f"its factors of shape {list(scale.shape[1:])} do not fit {list(zeros.shape[1:])}")
-        unique = self._unique(name)
+        if np.broadcast_shapes(tuple(read.shape), tuple(scale.shape)) != tuple(read.shape):
+            raise ValueError(f"its factors of shape {list(scale.shape[1:])} do not fit {list(read.shape[1:])}")
+        unique = free_name(self._root, name)
         self._root.register_buffer(unique, scale)
         self._nodes[name] = self._graph.call_function(operator.mul, (total, self._graph.get_attr(unique)))
-        self._zeros[name] = zeros
+        self._outputs[name] = read
 
     def _neurons(self, name: str, node: Any) -> None:
         reset = node.metadata.get("reset", self._reset)
@@ -226,14 +239,10 @@ _RULES: dict[Any, Callable[[Reader, str, Any], None]] = {
 
 
 def _tensor(values: Array) -> Tensor:
-    return torch.from_numpy(np.array(values))
-
-
-def _filled(module: nn.Module, weight: Array, bias: Array, dtype: torch.dtype) -> nn.Module:
-    """Give a layer without content its weights."""
-    state = {"weight": _tensor(weight).to(dtype), "bias": _tensor(bias).to(dtype)}
-    module.load_state_dict(state, assign=True)
-    return module
+    array = np.array(values)
+    if array.dtype.kind not in "biuf" or not bool(np.isfinite(array).all()):
+        raise ValueError("it holds values that are not finite real numbers")
+    return torch.from_numpy(array)
 
 
 def _ungrouped(node: Any) -> tuple[Array, int]:
@@ -251,4 +260,5 @@ def _ungrouped(node: Any) -> tuple[Array, int]:
 
 def _is_identity(module: nn.Conv2d, weight: Array, bias: Array) -> bool:
     plain = (module.stride, module.padding, module.groups) == ((1, 1), (0, 0), 1) and weight.shape[2:] == (1, 1)
+    plain = plain and len(weight) == weight.shape[1]
     return plain and not np.any(bias) and np.array_equal(weight[:, :, 0, 0], np.eye(len(weight)))
