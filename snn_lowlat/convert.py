@@ -263,7 +263,6 @@ class Conversion:
             raise
         if not find_sites(graph):
             raise ConversionError("this network has no ReLU: there is nothing to convert.")
-        graph = with_per_step_max_pools(graph) if self.max_pool == "per_step" else graph
         return same_everywhere(graph, {}, warn=True)[0]
 
     def calibrate(self, graph: fx.GraphModule) -> None:
@@ -277,6 +276,8 @@ class Conversion:
         Refinements see the weights rounded as they will be in this precision, so that they mend that too. Where several
         processes convert together, all get the first one's network and plan.
         """
+        if self.max_pool == "per_step":
+            graph = with_per_step_max_pools(graph)
         plan = {name: self.strategy.plan(site, self.timesteps) for name, site in self.statistics.items()}
         graph, plan = same_everywhere(graph, plan)
         if precision == "int8" and self.refinements:
