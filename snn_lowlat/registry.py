@@ -58,14 +58,17 @@ class Catalogue(Mapping[str, Entry]):
     group : str
         The entry-point group in which other packages name theirs; it is read on the first look-up.
     own : mapping of str to str, optional
-        This package's own, each as ``"module:attribute"``, imported when it is first looked up.
+        This package's own, each as ``"module"`` or ``"module:attribute"``, imported when it is first looked up.
+    modules : bool
+        Whether modules are entries; otherwise a module that an entry point names has added what it brings.
     """
 
-    def __init__(self, kind: str, group: str, own: Mapping[str, str] | None = None) -> None:
+    def __init__(self, kind: str, group: str, own: Mapping[str, str] | None = None, *, modules: bool = False) -> None:
         self.kind = kind
         self.group = group
+        self.modules = modules
         self._entries: dict[str, Entry] = {}
-        self._waiting = dict(own or {})
+        self._own = dict(own or {})
         self._discovered = False
 
     def add(self, name: str, entry: Entry) -> Entry:
@@ -77,8 +80,8 @@ class Catalogue(Mapping[str, Entry]):
             If something else has that name.
         """
         known = self._entries.get(name)
-        if (known is not None and known is not entry) or name in self._waiting:
-            raise ValueError(f"a {self.kind} {name!r} is already registered: {_place(known)}.")
+        if (known is not None and known is not entry) or name in self._own:
+            raise ValueError(f"a {self.kind} {name!r} is already registered: {self._own.get(name) or _place(known)}.")
         self._entries[name] = entry
         return entry
 
@@ -93,20 +96,20 @@ class Catalogue(Mapping[str, Entry]):
         return self[name]
 
     def __getitem__(self, name: str) -> Entry:
-        if name in self._waiting:
-            module, _, attribute = self._waiting[name].partition(":")
-            self._entries[name] = getattr(import_module(module), attribute)
-            del self._waiting[name]
+        if name in self._own:
+            module, _, attribute = self._own[name].partition(":")
+            found: Any = import_module(module)
+            return getattr(found, attribute) if attribute else found  # type: ignore[no-any-return]
         return self._known()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter([*self._known(), *self._waiting])
+        return iter([*self._own, *self._known()])
 
     def __len__(self) -> int:
-        return len(self._known()) + len(self._waiting)
+        return len(self._own) + len(self._known())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._known() or name in self._waiting
+        return name in self._own or name in self._known()
 
     def _known(self) -> dict[str, Entry]:
         if not self._discovered:
@@ -131,7 +134,7 @@ class Catalogue(Mapping[str, Entry]):
 
     def _accept(self, name: str, found: Any) -> None:
         """Take what an entry point names: the thing itself, or a module that has added it."""
-        if not isinstance(found, ModuleType) and found not in self._entries.values():
+        if (self.modules or not isinstance(found, ModuleType)) and found not in self._entries.values():
             self.add(name, found)
 
 

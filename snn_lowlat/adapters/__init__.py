@@ -1,24 +1,20 @@
 """From a network in normal form and its plan to a network of a host library.
 
-A backend is a module of this package with the functions that :class:`Backend` names. It is imported when it is first
-asked for.
+A host is anything with the functions that :class:`Backend` names: this package's own are modules, imported when they
+are first asked for; other packages bring theirs by the entry point ``snn_lowlat.hosts``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Protocol, cast
+from typing import Any, Protocol
 
 from torch import Tensor, fx, nn
 
-from snn_lowlat.checks import one_of
 from snn_lowlat.plan import Plan, SitePlan
+from snn_lowlat.registry import Catalogue
 
-__all__ = ["BACKENDS", "Backend", "get_backend"]
-
-BACKENDS = ("spikingjelly", "snntorch")
-"""The host libraries there are."""
+__all__ = ["BACKENDS", "Backend", "get_backend", "register_host"]
 
 
 class Backend(Protocol):
@@ -82,6 +78,17 @@ class Backend(Protocol):
         """Return the plan with the values that the neurons have now: they may have been trained."""
 
 
+BACKENDS: Catalogue[Any] = Catalogue(
+    "backend", "snn_lowlat.hosts", {name: f"{__name__}.{name}" for name in ("spikingjelly", "snntorch")}, modules=True
+)
+"""The host libraries by name."""
+
+
 def get_backend(name: str) -> Backend:
     """Return the adapter for a host library by its name; ``ValueError`` names those there are."""
-    return cast(Backend, import_module(f"{__name__}.{one_of('backend', name, BACKENDS)}"))
+    return BACKENDS.find(name)  # type: ignore[no-any-return]
+
+
+def register_host(name: str, host: Backend) -> Backend:
+    """Make a host library known by a name, and return its adapter; ``ValueError`` if another has that name."""
+    return BACKENDS.add(name, host)  # type: ignore[no-any-return]
