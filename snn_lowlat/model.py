@@ -542,7 +542,8 @@ def _check_numbers(network: nn.Module) -> None:
             layer, _, attribute = name.rpartition(".")
             raise SnnLowlatError(
                 f"layer {layer!r}: {bad} of {value.numel()} numbers in its {attribute} are NaN or infinite, and a "
-                "neuron that gets such currents is silent: find out what has set them, or load the weights again."
+                "neuron that gets such currents is silent: find out what has set them (half() does so to what is above "
+                "65504), or load the weights again."
             )
 
 
