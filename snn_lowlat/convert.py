@@ -128,7 +128,6 @@ def convert(
     """
     if isinstance(calibration, nn.Module) and not isinstance(model, nn.Module):
         raise ValueError("the network and the data are swapped: give convert(model, calibration).")
-    model = checks.network("model", model, rewritten=True)
     host = get_backend(backend)
     make_encoder(encoder)
     checks.one_of("precision", precision, PRECISIONS)
@@ -252,6 +251,7 @@ class Conversion:
 
     def normalise(self, model: nn.Module) -> fx.GraphModule:
         """Rewrite the network into the normal form."""
+        model = checks.network("model", model, rewritten=True)
         try:
             self.example = usable_images(self.example, floating_type(model))
         except ValueError as error:

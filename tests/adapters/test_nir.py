@@ -281,7 +281,7 @@ def test_other_neurons_and_codings_are_refused(tmp_path):
         (nn.ConstantPad2d(1, 0.5), "zeros only"),
         (nn.ConvTranspose2d(4, 4, 2), "transposed"),
         (nn.Upsample(scale_factor=2), "resizes"),
-        (nn.Unflatten(1, (2, 2)), "it reads 'reshape': NIR can't turn a layer"),
+        (nn.Sequential(nn.Conv2d(4, 4, 1), nn.Unflatten(1, (2, 2))), "it reads 'reshape': NIR can't turn a layer"),
     ],
 )
 def test_layers_without_a_node_are_refused_by_name(layer, reason):
