@@ -119,7 +119,7 @@ class Sequences(RuleBasedStateMachine):
 
     @initialize(
         network=st.sampled_from(list(NETWORKS)),
-        backend=st.sampled_from(BACKENDS),
+        backend=st.sampled_from(list(BACKENDS)),
         precision=st.sampled_from(["fp32", "int8"]),
         kind=st.sampled_from(list(KINDS)),
     )
@@ -202,7 +202,7 @@ class Sequences(RuleBasedStateMachine):
             self.snn = torch.load(file, weights_only=False)
 
     @precondition(lambda self: next(self.snn.network.parameters()).dtype == torch.float32)
-    @rule(backend=st.sampled_from(BACKENDS))
+    @rule(backend=st.sampled_from(list(BACKENDS)))
     def save_and_load(self, backend):
         import tempfile
 

@@ -67,7 +67,7 @@ def test_a_fresh_process_needs_no_source_code_of_the_network(tmp_path):
         import sys, torch, snn_lowlat
         torch.set_num_threads(1)
         images, expected = torch.load("expected.pt")
-        for backend in {BACKENDS}:
+        for backend in {list(BACKENDS)}:
             assert torch.equal(snn_lowlat.load("snn.pt", backend=backend).readout(images), expected)
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
