@@ -64,7 +64,7 @@ def test_photographs_through_max_pools_come_closer_with_more_steps(load, images)
     for way, steps in (("cumulative", (4, 8, 16, 64)), ("per_step", (16, 64))):
         for timesteps in steps:
             # All steps of these few photographs take gigabytes in the first layer.
-            correction = make_refinement({"name": "bias_correction", "images": 640 // max(timesteps, 16)})
+            correction = make_refinement("bias_correction", images=640 // max(timesteps, 16))
             snn = snn_lowlat.convert(model, calibration, timesteps=timesteps, max_pool=way, refinements=[correction])
             right[way, timesteps] = agreement(snn, expected, test)
             print(f"{way}, T = {timesteps}: {right[way, timesteps]:.3f}")
