@@ -27,6 +27,7 @@ from snn_lowlat.graph import (
     with_per_step_max_pools,
     with_rounded_weights,
 )
+from snn_lowlat.graph.vocabulary import by_dimensions
 from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.model import Provenance, SpikingModel
 from snn_lowlat.neurons import MAX_POOLINGS
@@ -334,9 +335,9 @@ def _check_that_it_runs(model: nn.Module, images: Tensor) -> None:
         ) from error
 
 
+_KINDS = by_dimensions("convolution"), by_dimensions("transposed convolution"), by_dimensions("norm")
+# Norms of one dimension take vectors too.
 _DIMENSIONS: dict[type[nn.Module], int] = {
-    **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d), 3),
-    **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d), 4),
-    **dict.fromkeys((nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d), 5),
+    layer: dimensions + 2 for kind in _KINDS for dimensions, layer in kind.items() if layer is not nn.BatchNorm1d
 }
 """How many dimensions a batch has for a layer."""

@@ -31,6 +31,7 @@ from torch import Tensor, fx, nn
 from snn_lowlat.adapters.windows import align_windows, window_length
 from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.graph import find_sites, without_ceilings
+from snn_lowlat.graph.vocabulary import functions, modules
 from snn_lowlat.neurons import (
     NEURONS,
     Delay,
@@ -66,17 +67,6 @@ __all__ = [
 ]
 
 _CHANNEL_DIM = 1
-
-_STATELESS = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear),
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Upsample),
-)
-"""Modules of the normal form that SpikingJelly wraps for its multi-step mode."""
-
-_PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
-"""Modules that count dimensions from the last, so that a leading time dimension changes nothing."""
 
 
 class IntegrateAndFireNode(neuron.ActivationAwareIFNode):  # type: ignore[misc]
@@ -302,9 +292,9 @@ def build(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> fx.G
     adapt_step_mode_graph(
         network,
         context="snn_lowlat",
-        wrap_module_types=_STATELESS,
-        safe_module_types=_PADS,
-        safe_call_functions=(torch.clamp, torch.round),
+        wrap_module_types=modules(time="wrapped"),
+        safe_module_types=modules(time="safe"),
+        safe_call_functions=functions(time="safe"),
     )
     functional.invalidate_reset_cache(network)
     return network.eval()

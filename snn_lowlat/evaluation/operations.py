@@ -37,7 +37,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from snn_lowlat import checks
 from snn_lowlat.calibration import inputs_of
@@ -45,6 +45,7 @@ from snn_lowlat.devices import device_of
 from snn_lowlat.encoding import input_events, make_encoder
 from snn_lowlat.evaluation.steps import listed_steps
 from snn_lowlat.graph import BATCH_NORMS, find_sites
+from snn_lowlat.graph.vocabulary import functions, module_of, modules
 from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.neurons import MAX_POOLS, NEURONS, is_cumulative
@@ -55,12 +56,11 @@ from snn_lowlat.simulation import Simulator, is_counted, micro_batches, simulate
 __all__ = ["EventCounter", "LayerOperations", "Operations", "ann_operations", "measure_operations"]
 
 _INPUT = "input"
-_SPATIAL = (
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    nn.Upsample,
-)
-_PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+_SPATIAL = modules("average pool", "adaptive pool", "resize")
+_PADS = modules("pad")
+_MOVED = modules("rearrangement")
+_SUMS = functions("sum")
+_ADDS_PRODUCTS = modules(folds_norm=True)
 
 
 @dataclass(frozen=True)
@@ -447,7 +447,7 @@ class _Structure(fx.Interpreter):
             return values[0]
         if n.op == "call_module":
             return self._module(str(n.target), self.fetch_attr(str(n.target)), values[0])
-        if n.target in (operator.add, operator.sub):
+        if n.target in _SUMS:
             return self._sum(n, values)
         if n.target is operator.neg:
             return values[0]
@@ -487,6 +487,8 @@ class _Structure(fx.Interpreter):
             pad = copy.copy(module)
             pad.value = 0.0
             return pad(value)  # type: ignore[no-any-return]
+        if isinstance(module, _MOVED):
+            return module(value)  # type: ignore[no-any-return]
         if isinstance(module, MAX_POOLS):
             return self._max_pool(name, module, value)
         if isinstance(module, _SPATIAL):
@@ -565,9 +567,7 @@ class _Structure(fx.Interpreter):
 
     def _adds_up(self, node: fx.Node) -> bool:
         """Say whether a node is a layer whose products can be added straight to the other side of a sum."""
-        if not self._spiking or node.op != "call_module" or len(node.users) > 1:
-            return False
-        return isinstance(self.fetch_attr(str(node.target)), nn.modules.conv._ConvNd | nn.Linear)
+        return self._spiking and len(node.users) == 1 and isinstance(module_of(self.module, node), _ADDS_PRODUCTS)
 
     def _record(
         self,

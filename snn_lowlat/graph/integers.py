@@ -18,6 +18,7 @@ from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import without_ceilings
 from snn_lowlat.graph.sites import BATCH_NORMS, find_sites
+from snn_lowlat.graph.vocabulary import by_dimensions, functions, module_of, modules
 from snn_lowlat.graph.whole_numbers import LEVELS
 from snn_lowlat.neurons import MAX_POOLS, NEURONS
 from snn_lowlat.plan import Plan, SitePlan
@@ -30,14 +31,17 @@ _EXACT = 2**24
 _FINEST_PIXELS = 2**9
 # A layer whose weights are next to nothing beside its thresholds needs no more levels than this.
 _FINEST_THRESHOLD = 2**12
-_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_AVERAGES = (nn.AvgPool2d, nn.AvgPool3d)
-_ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-_AVERAGES_1D = (nn.AvgPool1d, nn.AdaptiveAvgPool1d)
-_SHAPES = (operator.getitem, torch.cat, torch.flatten, torch.reshape)
-_PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
-_SUMS = (operator.add, operator.sub)
-_POOLS = (*MAX_POOLS, *_AVERAGES, *_ADAPTIVE)
+_WEIGHTED = modules(has_weights=True, integers=True)
+_AVERAGES_1D = modules("average pool", "adaptive pool", dimensions=1)
+_ADAPTIVE = modules("adaptive pool")
+_AVERAGES = modules("average pool", "adaptive pool")
+_SUM_POOLS = tuple(pool for pool in _AVERAGES if pool not in _AVERAGES_1D)
+_PADS = modules("pad")
+_MOVED = modules("rearrangement")
+_SHAPES = functions("rearrangement", "concatenation")
+_SUMS = functions("sum")
+_FACTORS = functions("factor")
+_AVERAGE_POOL = by_dimensions("average pool")
 _NOTHING_BETWEEN = "it reads what another layer with weights computes, without neurons between"
 # A layer's rounding may be off by no more than this part of the currents that it is added to.
 _LEAST_RESOLUTION = 16
@@ -207,20 +211,20 @@ class _Rewriting:
         module = self._module(node)
         if isinstance(module, _WEIGHTED):
             return self._layer(node, module)
-        if isinstance(module, (*_AVERAGES, *_ADAPTIVE)):
-            return self._sum_pool(node, module)
         if isinstance(module, _AVERAGES_1D):
             return self._sum_pool_1d(node, module)
+        if isinstance(module, _AVERAGES):
+            return self._sum_pool(node, module)
         if node.target is torch.mean:
             return self._mean(node)
         if isinstance(module, MAX_POOLS):
             return self._unchanged(node, module)
-        if isinstance(module, nn.Upsample) and module.mode == "nearest":
+        if isinstance(module, _MOVED) or (isinstance(module, nn.Upsample) and module.mode == "nearest"):
             value = self.values[node.all_input_nodes[0]]
             return replace(value, unit=module(value.unit[None])[0])
         if isinstance(module, _PADS) and module.value == 0:
             return self._unchanged(node, module, padded=True)
-        if node.target in _SHAPES or node.target == "permute":
+        if node.target in _SHAPES:
             return self._shape(node)
         if node.target is operator.neg:
             return self.values[node.all_input_nodes[0]]
@@ -242,8 +246,8 @@ class _Rewriting:
     def _is_by_pixel(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             module = self._module(node)
-            return isinstance(module, (*BATCH_NORMS, *_PADS)) or getattr(module, "mode", None) == "nearest"
-        return node.target in (*_SHAPES, "permute", *_SUMS, operator.mul, operator.neg)
+            return isinstance(module, (*BATCH_NORMS, *_PADS, *_MOVED)) or getattr(module, "mode", None) == "nearest"
+        return node.target in (*_SHAPES, *_SUMS, *_FACTORS)
 
     def _round_pixels(self, node: fx.Node) -> None:
         """Give those who compute in whole numbers whole pixels to read, the finest whose sums are exact."""
@@ -294,7 +298,7 @@ class _Rewriting:
         if node in self.sites:
             return float(_FINEST_PIXELS)
         area = 1.0
-        if isinstance(module, (*_AVERAGES, *_ADAPTIVE, *_AVERAGES_1D)):
+        if isinstance(module, _AVERAGES):
             area = max(1.0, self._shape_of(node.all_input_nodes[0]).numel() / self._shape_of(node).numel())
         elif not isinstance(module, MAX_POOLS):
             raise self._obstacle(
@@ -393,8 +397,7 @@ class _Rewriting:
         if not plain:
             raise self._obstacle(node, "its windows are of different sizes")
         area = math.prod(kernel)
-        pool: Any = nn.AvgPool2d if dimensions == 2 else nn.AvgPool3d
-        self._replace(node, pool(kernel, stride, padding, divisor_override=1))
+        self._replace(node, _AVERAGE_POOL[dimensions](kernel, stride, padding, divisor_override=1))
         # What is pooled has one unit a channel.
         unit = self._per_channel(value.unit, read) / area
         return replace(value, unit=_over(unit, self._shape_of(node)), largest=value.largest * area)
@@ -426,7 +429,7 @@ class _Rewriting:
         shape = self._shape_of(read)
         if len(shape) not in (3, 4) or list(node.args[1]) != list(range(2, len(shape) + 1)):  # type: ignore[arg-type]
             raise self._obstacle(node, "it averages over other dimensions than a whole image")
-        pool: Any = nn.AvgPool2d if len(shape) == 3 else nn.AvgPool3d
+        pool = _AVERAGE_POOL[len(shape) - 1]
         name = free_name(self.graph, str(node.name))
         self.graph.add_submodule(name, pool(tuple(shape[1:]), divisor_override=1).eval())
         with self.graph.graph.inserting_before(node):
@@ -572,9 +575,7 @@ class _Rewriting:
             module = self._module(node)
             if isinstance(module, _WEIGHTED):
                 meeting[node] = [node]
-            elif node.target in (*_SUMS, operator.neg, "permute") or isinstance(
-                module, (*MAX_POOLS, *_AVERAGES, *_ADAPTIVE)
-            ):
+            elif node.target in (*_SUMS, operator.neg, "permute") or isinstance(module, (*MAX_POOLS, *_SUM_POOLS)):
                 met = [layer for before in node.all_input_nodes for layer in meeting.get(before, [])]
                 group = list(dict.fromkeys(other for layer in met for other in meeting[layer]))
                 meeting[node] = group
@@ -603,7 +604,7 @@ class _Rewriting:
         node.target = name
 
     def _module(self, node: fx.Node) -> Any:
-        return self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return module_of(self.graph, node)
 
     def _shape_of(self, node: fx.Node) -> torch.Size:
         return torch.Size(node.meta["tensor_meta"].shape[1:])

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from snn_lowlat.graph.sites import Site, find_sites
-from snn_lowlat.neurons import MAX_POOLS, NEURONS
+from snn_lowlat.graph.vocabulary import functions, module_of, modules
+from snn_lowlat.neurons import NEURONS
 from snn_lowlat.plan import Plan, SitePlan
 
 __all__ = ["LEVELS", "WholeNumbers", "whole_numbers"]
@@ -20,9 +21,11 @@ __all__ = ["LEVELS", "WholeNumbers", "whole_numbers"]
 LEVELS = 127
 """The largest magnitude of a weight: eight bits, one of them the sign."""
 
-_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
-_SHAPES = (operator.getitem, torch.flatten, torch.reshape, "permute")
+_WEIGHTED = modules(has_weights=True, integers=True)
+_PADS = modules("pad")
+_UNCHANGED = modules("max pool", "rearrangement")
+_SHAPES = functions("rearrangement")
+_SUMS = functions("sum")
 # Below 2 to these powers all whole numbers are floating-point numbers of the type, and so are their sums, in any order.
 _BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
@@ -112,12 +115,12 @@ class _Reading:
         return _Range(0, 1) if worth_one else None
 
     def _module(self, node: fx.Node, read: _Range | None) -> _Range | None:
-        module: Any = self.graph.get_submodule(str(node.target))
+        module = module_of(self.graph, node)
         if isinstance(module, _WEIGHTED):
             return self._layer(str(node.target), module, read)
         if read is None:
             return None
-        if isinstance(module, (*MAX_POOLS, nn.Flatten, nn.Identity)):
+        if isinstance(module, _UNCHANGED):
             return read
         if isinstance(module, nn.Upsample) and module.mode == "nearest":
             return read
@@ -157,7 +160,7 @@ class _Reading:
         if node.target is operator.mul and constant is not None:
             largest = first.largest * float(constant.abs().max())
             return _Range(0 if first.low >= 0 and bool((constant >= 0).all()) else -largest, largest)
-        if node.target in (operator.add, operator.sub):
+        if node.target in _SUMS:
             if constant is not None:
                 other = _Range(float(constant.min()), float(constant.max()))
             elif node.args[0] is node.args[1]:
@@ -176,7 +179,7 @@ class _Reading:
 
     def _constant(self, node: fx.Node) -> Tensor | None:
         """Return the number or constant that a sum or product has as its second term."""
-        if node.target not in (operator.add, operator.sub, operator.mul):
+        if node.target not in (*_SUMS, operator.mul):
             return None
         term = node.args[1]
         if isinstance(term, fx.Node):

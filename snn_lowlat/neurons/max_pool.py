@@ -21,6 +21,7 @@ from torch.nn import functional
 __all__ = [
     "MAX_POOLINGS",
     "MAX_POOLS",
+    "PER_STEP_MAX_POOLS",
     "PerStepMaxPool1d",
     "PerStepMaxPool2d",
     "PerStepMaxPool3d",
@@ -58,9 +59,10 @@ class PerStepMaxPool3d(_PerStep, nn.MaxPool3d):
     """Torch's max-pool, of each step's currents."""
 
 
-_PER_STEP: dict[type[nn.Module], Any] = dict(
-    zip(MAX_POOLS, (PerStepMaxPool1d, PerStepMaxPool2d, PerStepMaxPool3d), strict=True)
-)
+PER_STEP_MAX_POOLS = (PerStepMaxPool1d, PerStepMaxPool2d, PerStepMaxPool3d)
+"""The same pools, of each step's currents."""
+
+_PER_STEP: dict[type[nn.Module], Any] = dict(zip(MAX_POOLS, PER_STEP_MAX_POOLS, strict=True))
 _FUNCTIONS: dict[type[nn.Module], Any] = {
     nn.MaxPool1d: functional.max_pool1d,
     nn.MaxPool2d: functional.max_pool2d,

@@ -11,6 +11,8 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 
+from snn_lowlat.graph.vocabulary import module_of
+
 __all__ = ["IntegerConvolution", "has_integer_kernels", "use_integer_kernels"]
 
 # Processors without an instruction for four products of bytes add up pairs of them in 16 bits: 2 * 127 * 127 fits.
@@ -89,7 +91,7 @@ def use_integer_kernels(graph: fx.GraphModule, image: Tensor, layers: Collection
     with torch.no_grad():
         ShapeProp(graph).propagate(image[:1])
     for node in graph.graph.nodes:
-        layer: Any = graph.get_submodule(node.target) if node.op == "call_module" and node.target in layers else None
+        layer = module_of(graph, node) if node.target in layers else None
         if isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
             (read,) = node.all_input_nodes
             graph.set_submodule(node.target, IntegerConvolution(layer, tuple(read.meta["tensor_meta"].shape)))

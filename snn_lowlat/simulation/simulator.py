@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from snn_lowlat.graph import current_shapes, find_sites, is_sum_for_one_reader, whole_numbers
+from snn_lowlat.graph.vocabulary import functions, modules
 from snn_lowlat.neurons import NEURONS, is_cumulative, max_pool_window, per_channel
 from snn_lowlat.plan import Plan
 from snn_lowlat.simulation.integer_layers import IntegerConvolution, has_integer_kernels, use_integer_kernels
@@ -25,8 +26,8 @@ __all__ = ["Observer", "Simulator"]
 Observer = Callable[[str, Tensor], None]
 """``observe(site, spikes)`` is called at each site with what its neurons fire, 0 or 1, ``[T, N, C, ...]``."""
 
-_SHAPES = (operator.getitem, torch.cat, torch.flatten, torch.reshape)
-_FOR_BYTES = (IntegerConvolution, nn.Flatten, nn.Identity, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+_SHAPES = functions("rearrangement", "concatenation")
+_FOR_BYTES = (IntegerConvolution, *modules("rearrangement", "pad"))
 
 
 class Simulator:

@@ -16,6 +16,7 @@ from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.graph import BATCH_NORMS, channel_dimensions, find_sites
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import fold_batch_norms
+from snn_lowlat.graph.vocabulary import by_dimensions, module_of, modules
 from snn_lowlat.neurons import NEURONS
 from snn_lowlat.neurons.surrogate import SpikeOptions
 from snn_lowlat.plan import Plan, SitePlan
@@ -25,8 +26,8 @@ from snn_lowlat.training.window_pass import WindowPass
 
 __all__ = ["TrainableNetwork"]
 
-_NORMED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORM_OF: dict[int, type[nn.Module]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+_NORMED = modules("convolution", "linear")
+_NORMS = by_dimensions("norm")
 
 
 class TrainableNetwork(nn.Module):
@@ -260,7 +261,7 @@ def _insert_batch_norms(graph: fx.GraphModule, input_shape: Sequence[int]) -> li
             feeding.add(node)
     names = []
     for node in [node for node in graph.graph.nodes if node in feeding]:
-        layer = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        layer = module_of(graph, node)
         if type(layer) not in _NORMED:
             continue
         place, dimension = node, channels[node]
@@ -268,7 +269,7 @@ def _insert_batch_norms(graph: fx.GraphModule, input_shape: Sequence[int]) -> li
             (place,) = place.users
             dimension = list(place.args[1:]).index(dimension)
         if dimension == 1:
-            kind = _NORM_OF[len(place.meta["tensor_meta"].shape)]
+            kind = _NORMS[max(len(place.meta["tensor_meta"].shape) - 2, 1)]
             names.append(_insert_batch_norm(graph, node, place, layer, kind))
     graph.graph.lint()
     graph.recompile()

@@ -17,6 +17,7 @@ from snn_lowlat.adapters.nir.network import Array, Network, diagonal, pair
 from snn_lowlat.adapters.nir.picking import Unpickable, picking_kernel
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph import Obstacle, current_shapes, find_sites
+from snn_lowlat.graph.vocabulary import functions, module_of, modules
 from snn_lowlat.neurons import NEURONS
 from snn_lowlat.plan import Plan
 
@@ -102,7 +103,7 @@ class Writer:
             return getattr(self._graph, str(node.target))
         if node.op == "output":
             return self._add("output", nir.Output({"output": np.array(shape)}), self._terms(node), shape)
-        operation: Any = self._graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+        operation: Any = module_of(self._graph, node) if node.op == "call_module" else node.target
         kind = type(operation) if isinstance(operation, nn.Module) else operation
         if kind not in _RULES:
             raise _Inexpressible(_REASONS.get(kind, "NIR has no node for it"))
@@ -112,7 +113,7 @@ class Writer:
 
     def _operation(self, node: fx.Node) -> str:
         if node.op == "call_module":
-            return f"{type(self._graph.get_submodule(str(node.target))).__name__} ({node.target})"
+            return f"{type(module_of(self._graph, node)).__name__} ({node.target})"
         return node.op if node.op in ("placeholder", "output") else f"{getattr(node.target, '__name__', node.target)}()"
 
     def _shape(self, node: fx.Node) -> tuple[int, ...]:
@@ -353,18 +354,13 @@ _RULES: dict[Any, Callable[[Writer, fx.Node, Any], list[_Term]]] = {
     nn.BatchNorm2d: Writer._batch_norm,
     nn.AvgPool2d: Writer._average_pool,
     nn.AdaptiveAvgPool2d: Writer._adaptive_pool,
-    nn.ConstantPad1d: Writer._pad,
-    nn.ConstantPad2d: Writer._pad,
-    nn.ConstantPad3d: Writer._pad,
+    **dict.fromkeys(modules("pad"), Writer._pad),
     torch.mean: Writer._mean,
     operator.add: Writer._sum,
     operator.sub: Writer._sum,
     operator.mul: Writer._product,
     operator.neg: Writer._negative,
-    operator.getitem: Writer._moved,
-    torch.flatten: Writer._moved,
-    torch.reshape: Writer._moved,
-    "permute": Writer._moved,
+    **dict.fromkeys((*functions("rearrangement"), *modules("rearrangement")), Writer._moved),
     torch.cat: Writer._joined,
 }
 
@@ -374,11 +370,10 @@ _MAXIMUM = (
 _ONE_OR_THREE = "only layers of two dimensions are written"
 _TRANSPOSED = "NIR has no node for a transposed convolution"
 _REASONS: dict[Any, str] = {
-    **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), _MAXIMUM),
-    **dict.fromkeys((nn.Conv1d, nn.Conv3d, nn.AvgPool1d, nn.AvgPool3d), _ONE_OR_THREE),
-    **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool3d, nn.BatchNorm3d), _ONE_OR_THREE),
-    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _TRANSPOSED),
-    nn.Upsample: "NIR has no node that resizes a layer",
+    **dict.fromkeys(modules("max pool"), _MAXIMUM),
+    **dict.fromkeys(modules("convolution", "average pool", "adaptive pool", "norm"), _ONE_OR_THREE),
+    **dict.fromkeys(modules("transposed convolution"), _TRANSPOSED),
+    **dict.fromkeys(modules("resize"), "NIR has no node that resizes a layer"),
 }
 
 
