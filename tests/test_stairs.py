@@ -11,7 +11,7 @@ import snn_lowlat
 ROOMS = """
     errors progress modes devices interruptions limits
     files tensor_files answers checks images registry plan processes
-    neurons encoding
+    neurons encoding activations
     graph calibration strategies
     simulation refinement
     adapters model convert persistence
@@ -34,13 +34,8 @@ EXCEPTIONS = {
             ("snn_lowlat.evaluation.diagnosis", "snn_lowlat.evaluation.analysis"),
             ("snn_lowlat.evaluation.report", "snn_lowlat.evaluation.analysis"),
             ("snn_lowlat.evaluation.report", "snn_lowlat.evaluation.plots"),
-            ("snn_lowlat.graph.normal_form", "snn_lowlat.training.activations"),
-            ("snn_lowlat.graph.operations", "snn_lowlat.training.activations"),
             ("snn_lowlat.model", "snn_lowlat.evaluation.events"),
             ("snn_lowlat.model", "snn_lowlat.persistence"),
-            ("snn_lowlat.models.resnet", "snn_lowlat.training.activations"),
-            ("snn_lowlat.models.small_cnn", "snn_lowlat.training.activations"),
-            ("snn_lowlat.models.vgg", "snn_lowlat.training.activations"),
         ],
         "to be moved",
     ),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from snn_lowlat.training.activations import CeilingReLU, QuantisedReLU, ValueRangeReLU
+from snn_lowlat.activations import CeilingReLU, QuantisedReLU, ValueRangeReLU
 
 if TYPE_CHECKING:
     from snn_lowlat.graph.normal_form import Builder
