@@ -7,6 +7,8 @@ import pytest
 
 FORMER = {
     "snn_lowlat.training.activations": ("snn_lowlat.activations", "CeilingReLU QuantisedReLU ValueRangeReLU"),
+    "snn_lowlat.evaluation.events": ("snn_lowlat.simulation.events", "EventRecorder Events"),
+    "snn_lowlat.model": ("snn_lowlat.provenance", "Provenance"),
 }
 
 

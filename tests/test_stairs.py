@@ -10,11 +10,11 @@ import snn_lowlat
 
 ROOMS = """
     errors progress modes devices interruptions limits
-    files tensor_files answers checks images registry plan processes
+    files tensor_files answers checks images registry plan processes provenance
     neurons encoding activations
     graph calibration strategies
     simulation refinement
-    adapters model convert persistence
+    adapters model_file model convert persistence
     snntorch adapters.nir
     models training data
     evaluation
@@ -30,12 +30,9 @@ EXCEPTIONS = {
     **dict.fromkeys(
         [
             ("snn_lowlat.adapters.spikingjelly", "snn_lowlat.convert"),
-            ("snn_lowlat.checks", "snn_lowlat.model"),
             ("snn_lowlat.evaluation.diagnosis", "snn_lowlat.evaluation.analysis"),
             ("snn_lowlat.evaluation.report", "snn_lowlat.evaluation.analysis"),
             ("snn_lowlat.evaluation.report", "snn_lowlat.evaluation.plots"),
-            ("snn_lowlat.model", "snn_lowlat.evaluation.events"),
-            ("snn_lowlat.model", "snn_lowlat.persistence"),
         ],
         "to be moved",
     ),
