@@ -29,10 +29,11 @@ from snn_lowlat.graph import (
 )
 from snn_lowlat.graph.vocabulary import by_dimensions
 from snn_lowlat.images import floating_type, usable_images
-from snn_lowlat.model import Provenance, SpikingModel
+from snn_lowlat.model import SpikingModel
 from snn_lowlat.neurons import MAX_POOLINGS
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.processes import gathered, same_everywhere
+from snn_lowlat.provenance import Provenance
 from snn_lowlat.refinement import Refinement, make_refinement
 from snn_lowlat.strategies import Strategy, make_strategy
 

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.files import whole_file
-from snn_lowlat.model import current_versions
+from snn_lowlat.provenance import current_versions
 
 __all__ = ["RunRecord", "alone_in", "is_unfinished"]
 

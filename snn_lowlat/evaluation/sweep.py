@@ -15,9 +15,10 @@ from snn_lowlat.devices import device_of
 from snn_lowlat.evaluation.report import Report
 from snn_lowlat.evaluation.steps import listed_steps
 from snn_lowlat.images import floating_type, usable_images
-from snn_lowlat.model import SpikingModel, current_versions
+from snn_lowlat.model import SpikingModel
 from snn_lowlat.modes import evaluating
 from snn_lowlat.progress import tracked
+from snn_lowlat.provenance import current_versions
 
 __all__ = ["FiringRates", "compare", "evaluate", "labels_of"]
 

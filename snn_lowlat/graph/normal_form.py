@@ -27,6 +27,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from snn_lowlat import checks
+from snn_lowlat.activations import CeilingReLU, ValueRangeReLU
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph import operations
@@ -41,7 +42,6 @@ from snn_lowlat.graph.tracer import IN_PLACE, ValueTracer
 from snn_lowlat.graph.verifying import differences, overflows, reference_dtype, trace_obstacle, unusable_images
 from snn_lowlat.graph.vocabulary import keeps_signs, module_of, operation_of, row
 from snn_lowlat.neurons.accumulate_then_fire import MARGIN
-from snn_lowlat.training.activations import CeilingReLU, ValueRangeReLU
 
 __all__ = ["Builder", "normalise", "try_normalise"]
 

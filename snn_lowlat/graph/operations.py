@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
+from snn_lowlat.activations import CeilingReLU, QuantisedReLU, ValueRangeReLU
 from snn_lowlat.graph.vocabulary import by_dimensions, modules
-from snn_lowlat.training.activations import CeilingReLU, QuantisedReLU, ValueRangeReLU
 
 if TYPE_CHECKING:
     from snn_lowlat.graph.normal_form import Builder

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from snn_lowlat import checks
+from snn_lowlat.activations import ValueRangeReLU
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph.vocabulary import by_dimensions, modules
 from snn_lowlat.modes import evaluating
-from snn_lowlat.training.activations import ValueRangeReLU
 
 __all__ = ["InputSpikes", "expand_input"]
 

@@ -10,9 +10,9 @@ from torch import nn
 
 import snn_lowlat
 from snn_lowlat import check_convertible
+from snn_lowlat.activations import CeilingReLU
 from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.graph import find_sites, normalise
-from snn_lowlat.training.activations import CeilingReLU
 
 
 class Head(nn.Module):

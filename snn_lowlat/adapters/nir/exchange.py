@@ -28,7 +28,8 @@ from snn_lowlat.adapters.nir.writer import Writer
 from snn_lowlat.errors import ConversionError, SnnLowlatError
 from snn_lowlat.files import MOST_STEPS, whole_file
 from snn_lowlat.graph import depth, describe
-from snn_lowlat.model import Provenance, SpikingModel, current_versions, signature
+from snn_lowlat.model import SpikingModel
+from snn_lowlat.provenance import Provenance, current_versions, signature
 
 __all__ = ["NIRExport", "from_nir", "to_nir"]
 
