@@ -21,11 +21,11 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from snn_lowlat.cli.record import is_unfinished
 from snn_lowlat.evaluation.figures import energy_figure, latency_figure
 from snn_lowlat.evaluation.rendering import FORMATS, Rows, microjoules, write_report
 from snn_lowlat.evaluation.report import Report
 from snn_lowlat.files import whole_file
-from snn_lowlat.run_record import is_unfinished
 
 __all__ = ["LeaderboardCallback", "Run", "read_runs", "write_leaderboard"]
 
