@@ -1,7 +1,9 @@
-"""The names of the config that others import; the config itself is in :mod:`snn_lowlat.cli.schema`."""
+"""The names of the config that others import; it is at home in :mod:`snn_lowlat.cli`."""
 
 from __future__ import annotations
 
-from snn_lowlat.cli.schema import CONFIG_FOLDER, Config, ConfigError, build, checked
+from snn_lowlat.cli.building import ConfigError, build
+from snn_lowlat.cli.choices import CONFIG_FOLDER
+from snn_lowlat.cli.schema import Config, checked
 
 __all__ = ["CONFIG_FOLDER", "Config", "ConfigError", "build", "checked"]

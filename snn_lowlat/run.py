@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from snn_lowlat.cli.pipeline import command_line, main, run
+from snn_lowlat.cli.main import command_line, main
+from snn_lowlat.cli.pipeline import run
 
 __all__ = ["command_line", "main", "run"]
 

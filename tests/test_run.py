@@ -21,7 +21,7 @@ from PIL import Image
 
 from snn_lowlat import convert, load, strategies
 from snn_lowlat.cli import pipeline as runner
-from snn_lowlat.cli.schema import unknown_key
+from snn_lowlat.cli.hints import unknown_key
 from snn_lowlat.config import CONFIG_FOLDER, ConfigError, build, checked
 from snn_lowlat.evaluation import COLUMNS
 from snn_lowlat.models import SmallCNN, load_weights

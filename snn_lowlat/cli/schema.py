@@ -1,62 +1,29 @@
-"""What a config may hold, and the objects it names.
+"""What a config may hold: its keys and their types, and the values that go together.
 
-The keys and their types are dataclasses, so that a key that does not exist or a value of the wrong type is found before
-any work is done. Objects are built from ``_target_`` and its arguments, or from a registered name and its options.
+A key that does not exist or a value that is not fit is found before any work is done.
 """
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Optional
 
-import hydra
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import CompactHydraException
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from snn_lowlat.adapters import get_backend
 from snn_lowlat.checks import count, one_of
-from snn_lowlat.cli.limits import cores, is_full_disk, is_out_of_memory
+from snn_lowlat.cli.building import ConfigError, config_errors
+from snn_lowlat.cli.limits import cores
 from snn_lowlat.convert import PRECISIONS
 from snn_lowlat.encoding import make_encoder
-from snn_lowlat.errors import SnnLowlatError, unknown_name
+from snn_lowlat.errors import unknown_name
 from snn_lowlat.evaluation import FORMATS, cost_model
 from snn_lowlat.neurons import MAX_POOLINGS
 
-__all__ = [
-    "CONFIG_FOLDER",
-    "Config",
-    "ConfigError",
-    "accepted_by",
-    "build",
-    "check_sweep",
-    "checked",
-    "config_errors",
-    "hint",
-    "listed_steps",
-    "make",
-    "null_group",
-    "unknown_key",
-    "without_effect",
-]
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-CONFIG_FOLDER = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
-"""The config: inside an installed package, or beside the package in its repository."""
-
-
-class ConfigError(SnnLowlatError, CompactHydraException):
-    """The config holds a key or value that does not exist or is not fit; the message says what does exist."""
+__all__ = ["BenchmarkConfig", "Config", "check_sweep", "checked", "listed_steps"]
 
 
 @dataclass
@@ -401,156 +368,6 @@ def _check_benchmark(config: DictConfig) -> None:
         raise ConfigError(f"device must be auto or cpu where processors are timed, not {config.device}.")
 
 
-def unknown_key(overrides: Sequence[str]) -> str | None:
-    """Say which keys there are in the place of the first override whose key does not exist; None if all exist.
-
-    Parameters
-    ----------
-    overrides : sequence of str
-        The command line's, such as ``["+experiment=quickstart", "timestep=4"]``.
-    """
-    keys = [override.partition("=")[0] for override in overrides if override[:1] not in ("+", "~", "-", "")]
-    groups = [o for o in overrides if (CONFIG_FOLDER / o.partition("=")[0].lstrip("+")).is_dir()]
-    keys = [key for key in keys if not (CONFIG_FOLDER / key).is_dir()]
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-            config = compose("config", overrides=groups)
-    except CompactHydraException:
-        return None
-    for key in keys:
-        parent, _, name = key.rpartition(".")
-        place = OmegaConf.select(config, parent, throw_on_missing=False) if parent else config
-        # A key whose value is still missing is there.
-        if isinstance(place, DictConfig) and name not in place.keys() and not key.startswith("hydra"):  # noqa: SIM118
-            return str(unknown_name(f"config key {parent + ':' if parent else ''}".rstrip(), name, map(str, place)))
-    return None
-
-
-def hint(overrides: Sequence[str]) -> str | None:
-    """Say what there is in the place of a name on the command line that does not exist; None if all exist.
-
-    Parameters
-    ----------
-    overrides : sequence of str
-        The command line's.
-    """
-    for group, names in _chosen(overrides):
-        place = CONFIG_FOLDER / group
-        known = sorted(file.stem for file in place.glob("*.yaml"))
-        if group == "sweep":
-            for name in names:
-                sentence = _missing_plugin(place / f"{name}.yaml")
-                if sentence is not None:
-                    return sentence
-        unknown = [name for name in names if name not in known]
-        if unknown and not any(override.startswith(("--config-dir", "-cd")) for override in overrides):
-            return str(unknown_name(f"option of {group}", unknown[0], known))
-    return unknown_key(overrides)
-
-
-def null_group(overrides: Sequence[str]) -> str | None:
-    """Say what to do in the place of a choice of nothing, such as ``strategy=null``, which Hydra can't take; else None.
-
-    Parameters
-    ----------
-    overrides : sequence of str
-        The command line's.
-    """
-    for group, names in _chosen(overrides):
-        if "null" in names or not names:
-            known = sorted(file.stem for file in (CONFIG_FOLDER / group).glob("*.yaml"))
-            without = "" if "none" in known else f" Leave it out with ~{group}." if "/" in group else ""
-            return f"{group}=null is no choice. There are: {', '.join(known)}.{without}"
-    return None
-
-
-def _chosen(overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Return the names that a command line gives to groups of the config."""
-    found = []
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        if key and not key.startswith(("-", "~", ".", "/")) and "=" in override and (CONFIG_FOLDER / key).is_dir():
-            names = [name.strip(" '\"") for name in value.strip("[]").split(",")]
-            found.append((key, [name for name in names if name] or (["null"] if not value else [])))
-    return [(group, names) for group, names in found if names]
-
-
-def _missing_plugin(file: Path) -> str | None:
-    """Say what to install for a file of ``conf/sweep`` whose plugin is not there."""
-    if not file.is_file():
-        return None
-    text = file.read_text(encoding="utf-8")
-    plugin = re.search(r"override /hydra/(launcher|sweeper): (\w+)", text)
-    extra = re.search(r"pip install '[^']+'", text)
-    if plugin is None or extra is None:
-        return None
-    package = f"hydra_plugins.hydra_{plugin[2].removesuffix('_slurm').removesuffix('_local')}_{plugin[1]}"
-    try:
-        there = find_spec(package) is not None
-    except ModuleNotFoundError:
-        there = False
-    return None if there else f"sweep={file.stem} needs a plugin that is not installed: {extra[0]}"
-
-
-def without_effect(config: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """Name what the command line says and what has no effect beside the rest of the config.
-
-    Parameters
-    ----------
-    config : DictConfig
-        The run's config.
-    overrides : sequence of str
-        The command line's.
-    """
-    found = []
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        if value in ("none", "null"):
-            continue
-        for start, reason in _idle(config):
-            if key == start or key.startswith(f"{start}."):
-                found.append(f"{override.lstrip('+')} has no effect: {reason}.")
-                break
-    return found
-
-
-def _idle(config: DictConfig) -> Iterator[tuple[str, str]]:
-    """Give the parts of the config that nothing reads, and why."""
-    if config.get("benchmark") is not None:
-        for key in set(map(str, config)) - {"name", "seed", "threads", "folder", "calibration", "benchmark", "device"}:
-            yield key, "a benchmark measures its own networks"
-        return
-    model, data, report, training, fine_tuning = (
-        config.get(key) or {} for key in ("model", "data", "report", "training", "fine_tuning")
-    )
-    trains, fine_tunes = model.get("weights") is None, fine_tuning.get("_target_") is not None
-    if not trains:
-        yield "training", "model.weights makes the training needless"
-    if not fine_tunes:
-        yield "fine_tuning.max_epochs", "fine_tuning=none trains nothing"
-    if not trains and not fine_tunes:
-        for key in ("trainer", "data.augment"):
-            yield key, "model.weights makes the training needless"
-    if not report.get("formats"):
-        for key in ("report.images", "report.energy"):
-            yield key, "report=none measures nothing; choose report=html or markdown"
-    if config.get("input_coding") == "direct" and data.get("normalise") is False:
-        for key in ("data.mean", "data.std"):
-            yield key, "data.normalise is false"
-    for key, part in (("training", training), ("fine_tuning", fine_tuning)):
-        if part.get("schedule") != "step":
-            for name in ("milestones", "gamma"):
-                yield f"{key}.{name}", f"{key}.schedule is {part.get('schedule')}, not step"
-        if part.get("optimizer") != "sgd":
-            for name in ("momentum", "nesterov"):
-                yield f"{key}.{name}", f"{key}.optimizer is {part.get('optimizer')}, not sgd"
-        if not part.get("distillation"):
-            yield f"{key}.temperature", f"{key}.distillation is 0"
-    if not fine_tuning.get("train_thresholds", True) and not fine_tuning.get("train_leaks", True):
-        yield "fine_tuning.neuron_learning_rate_factor", "neither thresholds nor leaks are trained"
-
-
 def listed_steps(config: DictConfig) -> list[int] | None:
     """Return the steps that the evaluation lists; None for all.
 
@@ -565,108 +382,3 @@ def listed_steps(config: DictConfig) -> list[int] | None:
     if isinstance(steps, ListConfig) and all(isinstance(step, int) for step in steps):
         return list(steps)
     raise ConfigError(f"evaluation.timesteps must be a list of steps such as [1,2,4], or null for all, not {steps!r}.")
-
-
-def make(maker: Callable[..., Any], entry: object, key: str) -> Any:
-    """Make a registered object from its name, or from a mapping of ``name`` and options.
-
-    Parameters
-    ----------
-    maker : callable
-        Takes a name and options, such as :func:`snn_lowlat.strategies.make_strategy`.
-    entry : str or DictConfig
-        What the config says.
-    key : str
-        Where it says so, for messages.
-
-    Raises
-    ------
-    ConfigError
-        If the name or an option does not exist or is not fit.
-    """
-    options = dict(OmegaConf.to_container(entry)) if isinstance(entry, DictConfig) else {"name": entry}  # type: ignore[arg-type]
-    with config_errors(key):
-        return maker(options.pop("name", None), **{str(name): value for name, value in options.items()})
-
-
-def build(config: DictConfig, key: str, **known: Any) -> Any:
-    """Build the object that ``_target_`` names from the arguments beside it.
-
-    Parameters
-    ----------
-    config : DictConfig
-        ``_target_`` and arguments.
-    key : str
-        Where the config is, for messages.
-    **known
-        Arguments that the config does not hold, or that overrule it.
-
-    Raises
-    ------
-    ConfigError
-        If the target does not exist, takes no such argument, or refuses one.
-    """
-    target = _target(config, key)
-    accepted = _parameters(target)
-    for name in config:
-        if accepted and str(name) not in accepted and not str(name).startswith("_"):
-            raise ConfigError(f"{key}: {unknown_name(f'option of {target.__name__}', str(name), accepted)}")
-    options = OmegaConf.masked_copy(config, [str(name) for name in config if name not in known])
-    with config_errors(key):
-        partial = hydra.utils.instantiate(options, _partial_=True, _convert_="all")
-        return partial(**known)
-
-
-def accepted_by(config: DictConfig, key: str) -> set[str]:
-    """Name the arguments that a config's ``_target_`` can be given; empty if it takes anything."""
-    return _parameters(_target(config, key))
-
-
-def _target(config: DictConfig, key: str) -> Callable[..., Any]:
-    name = config.get("_target_")
-    if not isinstance(name, str):
-        raise ConfigError(f"{key} needs _target_, the full name of a class or function.")
-    with config_errors(f"{key}._target_"):
-        target: Callable[..., Any] = hydra.utils.get_object(name)
-        return target
-
-
-def _parameters(target: Callable[..., Any]) -> set[str]:
-    named: set[str] = set()
-    for level in inspect.getmro(target) if inspect.isclass(target) else (target,):
-        if inspect.isclass(level) and "__init__" not in vars(level):
-            continue
-        parameters = list(inspect.signature(level).parameters.values())
-        named |= {
-            parameter.name
-            for parameter in parameters
-            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        }
-        # Options that are passed on are those of the next class up.
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            return named
-    return set()
-
-
-@contextmanager
-def config_errors(key: str) -> Iterator[None]:
-    """Turn what goes wrong inside into a :class:`ConfigError` that names the key."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except _USERS_ERRORS as error:
-        if is_out_of_memory(error) or is_full_disk(error):
-            raise
-        missing = error.__cause__ if isinstance(error.__cause__, ImportError) else error
-        extra = _EXTRAS.get(missing.name or "") if isinstance(missing, ImportError) else None
-        extra = extra or next((name for name in _EXTRAS.values() if f"`{name}`" in str(error)), None)
-        more = f" pip install 'snn_lowlat[{extra}]'" if extra else ""
-        raise ConfigError(f"{key}: {error}{more}") from error
-
-
-_USERS_ERRORS = (
-    *(CompactHydraException, ImportError, FileNotFoundError, MisconfigurationException),
-    *(RuntimeError, TypeError, ValueError),
-)
-_EXTRAS = {"tensorboard": "tensorboard", "tensorboardX": "tensorboard", "nir": "nir", "nirtorch": "nir"}
