@@ -20,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from snn_lowlat import convert, load, strategies
-from snn_lowlat import run as runner
-from snn_lowlat.config import CONFIG_FOLDER, ConfigError, build, checked, unknown_key
+from snn_lowlat.cli import pipeline as runner
+from snn_lowlat.cli.hints import unknown_key
+from snn_lowlat.config import CONFIG_FOLDER, ConfigError, build, checked
 from snn_lowlat.evaluation import COLUMNS
 from snn_lowlat.models import SmallCNN, load_weights
 from snn_lowlat.run import run
@@ -166,7 +167,7 @@ def test_what_is_computed_is_kept_when_a_later_step_fails(tmp_path: Path, monkey
     def fails(*arguments: object) -> None:
         raise RuntimeError("no canvas")
 
-    monkeypatch.setattr("snn_lowlat.run.plot_reports", fails)
+    monkeypatch.setattr("snn_lowlat.cli.pipeline.plot_reports", fails)
     with pytest.raises(RuntimeError, match="no canvas"):
         run(composed(*FAST, "timesteps=1"), tmp_path)
     assert {"ann.pt", "snn.pt", "results.csv", "results.json"} <= {file.name for file in tmp_path.iterdir()}
@@ -441,7 +442,7 @@ def test_a_finished_run_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Mo
     run(composed(*options, "timesteps=3"), tmp_path)
     run(composed(*options), tmp_path)
     assert len(begun) == 4
-    monkeypatch.setattr("snn_lowlat.run_record.current_versions", lambda: {"torch": "newer"})
+    monkeypatch.setattr("snn_lowlat.cli.record.current_versions", lambda: {"torch": "newer"})
     run(composed(*options), tmp_path)
     assert len(begun) == 5
 

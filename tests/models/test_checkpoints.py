@@ -166,9 +166,9 @@ def test_random_damage_is_noticed(tmp_path: Path) -> None:
 def test_checkpoints_that_were_changed_are_refused(tmp_path: Path, change: str) -> None:
     from lightning import Trainer
 
+    from snn_lowlat.cli.resuming import check_checkpoint
     from snn_lowlat.data import Digits
     from snn_lowlat.training import Classifier
-    from snn_lowlat.training.resuming import check_checkpoint
 
     classifier, path, marker = Classifier(SmallCNN(), num_classes=10), tmp_path / "last.ckpt", tmp_path / "marker"
     trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", default_root_dir=tmp_path)

@@ -21,12 +21,12 @@ except ImportError:  # only Unix has it
 from omegaconf import DictConfig, OmegaConf
 
 from snn_lowlat.errors import SnnLowlatError
-from snn_lowlat.files import whole_file
+from snn_lowlat.evaluation.leaderboard import RUN_FILE, read_note
+from snn_lowlat.files import write_text
 from snn_lowlat.provenance import current_versions
 
-__all__ = ["RunRecord", "alone_in", "is_unfinished"]
+__all__ = ["RunRecord", "alone_in"]
 
-_FILE = "run.json"
 _LOCK = "run.lock"
 
 
@@ -52,7 +52,7 @@ class RunRecord:
 
     def returned(self) -> float | None:
         """Return what a finished run of this config returned; None if the folder holds none."""
-        note = _read(self._folder)
+        note = read_note(self._folder)
         if note.get("run") != self._digest or not note.get("finished"):
             return None
         return math.nan if note.get("returned") is None else float(note["returned"])
@@ -66,21 +66,7 @@ class RunRecord:
         self._write({"run": self._digest, "finished": True, "returned": None if math.isnan(returned) else returned})
 
     def _write(self, note: dict[str, Any]) -> None:
-        with whole_file(self._folder / _FILE) as temporary:
-            temporary.write_text(json.dumps(note), encoding="utf-8")
-
-
-def is_unfinished(folder: Path) -> bool:
-    """Say whether a folder holds the files of a run that has begun and not come to its end."""
-    return not _read(folder).get("finished", True)
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        note: dict[str, Any] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return note if isinstance(note, dict) else {}
+        write_text(self._folder / RUN_FILE, json.dumps(note))
 
 
 @contextmanager
