@@ -731,6 +731,29 @@ def permute(build: Builder, x: fx.Node, *dims: Any, **named: Any) -> fx.Node:
     return build.method("permute", x, *order)
 
 
+@_modules(nn.PixelShuffle, nn.PixelUnshuffle)
+def pixel_shuffle(build: Builder, x: fx.Node, module: Any) -> fx.Node:
+    return build.layer(_plain(module), x)
+
+
+_FUNCTIONS.update(pixel_shuffle=_functional(nn.PixelShuffle), pixel_unshuffle=_functional(nn.PixelUnshuffle))
+
+
+@_functions("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(build: Builder, x: fx.Node, groups: int) -> fx.Node:
+    batch, channels, *space = build.shape_of(x)
+    grouped = torch.Size((batch, groups, channels // groups, *space))
+    turned = torch.Size((batch, channels // groups, groups, *space))
+    x = build.function(torch.reshape, x, (-1, *grouped[1:]), shape=grouped)
+    x = build.method("permute", x, 0, 2, 1, *range(3, len(grouped)), shape=turned)
+    return build.function(torch.reshape, x, (-1, channels, *space))
+
+
+@_modules(nn.ChannelShuffle)
+def channel_shuffle_module(build: Builder, x: fx.Node, module: Any) -> fx.Node:
+    return channel_shuffle(build, x, module.groups)
+
+
 @_functions("cat", "concat", "concatenate")
 def cat(build: Builder, tensors: Any, dim: int = 0) -> fx.Node:
     nodes = list(tensors)
