@@ -3,6 +3,7 @@
 One rule for each operation, whatever its spelling: ``F.relu(x)``, ``torch.relu(x)`` and ``x.relu_()`` all arrive at
 :func:`relu`. A rule gets the builder, the operation's input as a node of the new graph and its other arguments as they
 were written; it returns a node of the new graph, or raises :class:`Unsupported` with what the user can do about it.
+What a rule builds has a row in :mod:`snn_lowlat.graph.vocabulary`, which says the rest.
 """
 
 from __future__ import annotations

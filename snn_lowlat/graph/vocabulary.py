@@ -87,7 +87,7 @@ Time: TypeAlias = Literal["wrapped", "safe", "known", "replaced"]
 ``replaced``
     A module of this package, which knows of time, is in its place.
 
-snnTorch needs none: its networks see one step at a time.
+In snnTorch's networks no operation sees time: they take one step, or a window folded into the batch.
 """
 
 
