@@ -221,10 +221,10 @@ class Builder:
         _check_row(target)
         return self._added(self._graph.call_function(target, args), shape)
 
-    def method(self, target: str, *args: Any) -> fx.Node:
+    def method(self, target: str, *args: Any, shape: torch.Size | None = None) -> fx.Node:
         """Add a call of a tensor method."""
         _check_row(target)
-        return self._added(self._graph.call_method(target, args))
+        return self._added(self._graph.call_method(target, args), shape)
 
     def site(self, x: fx.Node, ceiling: float | Tensor | None = None) -> fx.Node:
         """Add an activation site, with its ceiling if it has one; none where an activation changes nothing.

@@ -3,6 +3,7 @@
 One rule for each operation, whatever its spelling: ``F.relu(x)``, ``torch.relu(x)`` and ``x.relu_()`` all arrive at
 :func:`relu`. A rule gets the builder, the operation's input as a node of the new graph and its other arguments as they
 were written; it returns a node of the new graph, or raises :class:`Unsupported` with what the user can do about it.
+What a rule builds has a row in :mod:`snn_lowlat.graph.vocabulary`, which says the rest.
 """
 
 from __future__ import annotations
@@ -729,6 +730,29 @@ def permute(build: Builder, x: fx.Node, *dims: Any, **named: Any) -> fx.Node:
     if order[0] != 0:
         raise Unsupported("it moves the batch dimension: keep dimension 0 where it is")
     return build.method("permute", x, *order)
+
+
+@_modules(nn.PixelShuffle, nn.PixelUnshuffle)
+def pixel_shuffle(build: Builder, x: fx.Node, module: Any) -> fx.Node:
+    return build.layer(_plain(module), x)
+
+
+_FUNCTIONS.update(pixel_shuffle=_functional(nn.PixelShuffle), pixel_unshuffle=_functional(nn.PixelUnshuffle))
+
+
+@_functions("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(build: Builder, x: fx.Node, groups: int) -> fx.Node:
+    batch, channels, *space = build.shape_of(x)
+    grouped = torch.Size((batch, groups, channels // groups, *space))
+    turned = torch.Size((batch, channels // groups, groups, *space))
+    x = build.function(torch.reshape, x, (-1, *grouped[1:]), shape=grouped)
+    x = build.method("permute", x, 0, 2, 1, *range(3, len(grouped)), shape=turned)
+    return build.function(torch.reshape, x, (-1, channels, *space))
+
+
+@_modules(nn.ChannelShuffle)
+def channel_shuffle_module(build: Builder, x: fx.Node, module: Any) -> fx.Node:
+    return channel_shuffle(build, x, module.groups)
 
 
 @_functions("cat", "concat", "concatenate")

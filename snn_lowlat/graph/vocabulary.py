@@ -87,7 +87,7 @@ Time: TypeAlias = Literal["wrapped", "safe", "known", "replaced"]
 ``replaced``
     A module of this package, which knows of time, is in its place.
 
-snnTorch needs none: its networks see one step at a time.
+In snnTorch's networks no operation sees time: they take one step, or a window folded into the batch.
 """
 
 
@@ -199,6 +199,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(torch.reshape, "rearrangement", "known", keeps_signs=_always),
     Operation(operator.getitem, "rearrangement", "known", keeps_signs=_always),
     Operation("permute", "rearrangement", "known", keeps_signs=_always),
+    Operation(nn.PixelShuffle, "rearrangement", "safe", 2, keeps_signs=_always, positive=("upscale_factor",)),
+    Operation(nn.PixelUnshuffle, "rearrangement", "safe", 2, keeps_signs=_always, positive=("downscale_factor",)),
     Operation(torch.cat, "concatenation", "known", keeps_signs=_always),
     Operation(torch.mean, "mean", "known", keeps_signs=_always),
     Operation(operator.add, "sum", "known", keeps_signs=_always),

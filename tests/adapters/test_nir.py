@@ -469,6 +469,13 @@ def test_picking_convolutions_pick_what_slices_and_pads_do(data):
     assert torch.equal(F.conv2d(images, weight, stride=stride, padding=around), move(images))
 
 
+def test_pixels_shuffled_before_a_linear_layer_keep_every_spike():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.PixelShuffle(2), nn.Flatten(), nn.Linear(144, 3))
+    snn = snn_lowlat.convert(network, [make_images()], timesteps=3)
+    assert snn_lowlat.to_nir(snn, make_images(4)).drift.differing == 0
+
+
 @pytest.mark.parametrize(
     ("move", "reason"),
     [

@@ -141,6 +141,12 @@ REFUSED = {
         ),
         "'second'.*without neurons between",
     ),
+    "channels of different units in one": (
+        lambda: nn.Sequential(
+            *(conv(3, 8), nn.PixelShuffle(2), nn.ReLU(), conv(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(576, 4))
+        ),
+        "'1'.*mix what is worth more",
+    ),
     "a transposed convolution": (
         lambda: nn.Sequential(
             *(conv(3, 5), nn.ReLU(), nn.ConvTranspose2d(5, 4, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(576, 4))

@@ -69,6 +69,8 @@ NETWORKS = {
     "reshape": lambda: Net(lambda net, x: spikes(net, x).reshape(len(x), 8, 32)),
     "getitem": lambda: Net(lambda net, x: spikes(net, x)[:, 1:, ::2]),
     "permute": lambda: Net(lambda net, x: spikes(net, x).permute(0, 2, 3, 1)),
+    "PixelShuffle": of_spikes(lambda: nn.PixelShuffle(2), 2),
+    "PixelUnshuffle": of_spikes(lambda: nn.PixelUnshuffle(2), 2),
     "cat": lambda: Net(lambda net, x: torch.cat([spikes(net, x), torch.relu(net.second(x))], 1)),
     "mean": lambda: Net(lambda net, x: spikes(net, x).mean((2, 3))),
     "add": lambda: Net(lambda net, x: torch.relu(net.first(x) + net.second(x))),
