@@ -19,6 +19,7 @@ from snn_lowlat.graph.sites import (
     is_sum_for_one_reader,
     output_bias_carrier,
 )
+from snn_lowlat.graph.walk import Schedule, Walk
 from snn_lowlat.graph.whole_numbers import WholeNumbers, whole_numbers
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "WEIGHTED",
     "ConvertibilityReport",
     "Obstacle",
+    "Schedule",
     "Site",
+    "Walk",
     "WholeNumbers",
     "bias_carrier",
     "channel_dimensions",
