@@ -1,4 +1,8 @@
-"""The command itself: what it is given, what it answers where a run fails, and its exit status."""
+"""The command itself: what it is given, what it answers where a run fails, and its exit status.
+
+The status is 0 where all runs have come to their end, 1 where one has failed, and 130 or 143 where the process was told
+to stop by Ctrl-C or SIGTERM.
+"""
 
 from __future__ import annotations
 
