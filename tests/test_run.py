@@ -19,14 +19,13 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from snn_lowlat import convert, load, strategies
+from snn_lowlat import convert, load
 from snn_lowlat.cli import pipeline as runner
 from snn_lowlat.cli.hints import unknown_key
 from snn_lowlat.config import CONFIG_FOLDER, ConfigError, build, checked
 from snn_lowlat.evaluation import COLUMNS
 from snn_lowlat.models import SmallCNN, load_weights
 from snn_lowlat.run import run
-from snn_lowlat.strategies import make_strategy
 from snn_lowlat.training import Classifier
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml"))
@@ -182,13 +181,6 @@ def test_experiments_compose_and_name_their_command(experiment: str) -> None:
     assert f"python -m snn_lowlat.run +experiment={experiment}" in lines[1]
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIG_FOLDER / "strategy").glob("*.yaml")))
-def test_strategy_files_state_the_defaults(name: str) -> None:
-    options: Any = OmegaConf.to_container(composed(f"strategy={name}").strategy)
-    assert options.pop("name") == name
-    assert options == make_strategy(name).options()
-
-
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml")))
 def test_model_files_state_the_defaults(name: str) -> None:
     options: Any = OmegaConf.to_container(composed(f"model={name}").model)
@@ -211,10 +203,6 @@ def test_training_files_are_recipes_of_the_classifier(name: str) -> None:
     given = set(config.training) - {"_target_"}
     unused = {"sgd": {"milestones", "gamma"}, "adamw": {"milestones", "gamma", "momentum", "nesterov"}}
     assert given | unused.get(name, set()) == set(classifier.hparams) - {"num_classes"}
-
-
-def test_every_strategy_has_a_file() -> None:
-    assert set(strategies()) <= {path.stem for path in (CONFIG_FOLDER / "strategy").glob("*.yaml")}
 
 
 @pytest.mark.parametrize(

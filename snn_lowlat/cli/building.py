@@ -104,8 +104,8 @@ def _parameters(target: Callable[..., Any]) -> set[str]:
 
 
 @contextmanager
-def config_errors(key: str) -> Iterator[None]:
-    """Turn what goes wrong inside into a :class:`ConfigError` that names the key."""
+def config_errors(key: str = "") -> Iterator[None]:
+    """Turn what goes wrong inside into a :class:`ConfigError` that names the key, unless what goes wrong does."""
     try:
         yield
     except ConfigError:
@@ -117,7 +117,7 @@ def config_errors(key: str) -> Iterator[None]:
         extra = _EXTRAS.get(missing.name or "") if isinstance(missing, ImportError) else None
         extra = extra or next((name for name in _EXTRAS.values() if f"`{name}`" in str(error)), None)
         more = f" pip install 'snn_lowlat[{extra}]'" if extra else ""
-        raise ConfigError(f"{key}: {error}{more}") from error
+        raise ConfigError(f"{key}: {error}{more}" if key else str(error)) from error
 
 
 _USERS_ERRORS = (

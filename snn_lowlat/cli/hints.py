@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from snn_lowlat.cli.choices import CONFIG_FOLDER
+from snn_lowlat.cli.choices import CONFIG_FOLDER, options
 from snn_lowlat.errors import unknown_name
 
 __all__ = ["hint", "null_group", "unknown_key", "without_effect"]
@@ -27,8 +27,8 @@ def unknown_key(overrides: Sequence[str]) -> str | None:
         The command line's, such as ``["+experiment=quickstart", "timestep=4"]``.
     """
     keys = [override.partition("=")[0] for override in overrides if override[:1] not in ("+", "~", "-", "")]
-    groups = [o for o in overrides if (CONFIG_FOLDER / o.partition("=")[0].lstrip("+")).is_dir()]
-    keys = [key for key in keys if not (CONFIG_FOLDER / key).is_dir()]
+    groups = [override for override in overrides if options(override.partition("=")[0].lstrip("+"))]
+    keys = [key for key in keys if not options(key)]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
@@ -53,11 +53,10 @@ def hint(overrides: Sequence[str]) -> str | None:
         The command line's.
     """
     for group, names in _chosen(overrides):
-        place = CONFIG_FOLDER / group
-        known = sorted(file.stem for file in place.glob("*.yaml"))
+        known = options(group)
         if group == "sweep":
             for name in names:
-                sentence = _missing_plugin(place / f"{name}.yaml")
+                sentence = _missing_plugin(CONFIG_FOLDER / group / f"{name}.yaml")
                 if sentence is not None:
                     return sentence
         unknown = [name for name in names if name not in known]
@@ -76,7 +75,7 @@ def null_group(overrides: Sequence[str]) -> str | None:
     """
     for group, names in _chosen(overrides):
         if "null" in names or not names:
-            known = sorted(file.stem for file in (CONFIG_FOLDER / group).glob("*.yaml"))
+            known = options(group)
             without = "" if "none" in known else f" Leave it out with ~{group}." if "/" in group else ""
             return f"{group}=null is no choice. There are: {', '.join(known)}.{without}"
     return None
@@ -87,7 +86,7 @@ def _chosen(overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
     found = []
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
-        if key and not key.startswith(("-", "~", ".", "/")) and "=" in override and (CONFIG_FOLDER / key).is_dir():
+        if key and not key.startswith(("-", "~", ".", "/")) and "=" in override and options(key):
             names = [name.strip(" '\"") for name in value.strip("[]").split(",")]
             found.append((key, [name for name in names if name] or (["null"] if not value else [])))
     return [(group, names) for group, names in found if names]

@@ -1,4 +1,8 @@
-"""The command itself: what it is given, what it answers where a run fails, and its exit status."""
+"""The command itself: what it is given, what it answers where a run fails, and its exit status.
+
+The status is 0 where all runs have come to their end, 1 where one has failed, and 130 or 143 where the process was told
+to stop by Ctrl-C or SIGTERM.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from snn_lowlat.cli.building import ConfigError
-from snn_lowlat.cli.choices import CONFIG_FOLDER
+from snn_lowlat.cli.choices import CONFIG_FOLDER, store_choices
 from snn_lowlat.cli.hints import hint, null_group, without_effect
 from snn_lowlat.cli.interruptions import Interrupted, interruptible
 from snn_lowlat.cli.limits import is_full_disk
@@ -69,6 +73,9 @@ def main(config: DictConfig) -> float:
 
 def command_line() -> None:
     """Run :func:`main`; where Hydra refuses a name that does not exist, add which there are."""
+    store_choices()
+    # Hydra would have a plus where there is no choice by default.
+    sys.argv[1:] = [f"+{each}" if each.startswith("experiment=") else each for each in sys.argv[1:]]
     problem = null_group(sys.argv[1:])
     if problem is not None:
         _say(problem)

@@ -26,7 +26,7 @@ from snn_lowlat.cli.building import ConfigError
 from snn_lowlat.cli.limits import stage
 from snn_lowlat.cli.parts import Parts, prepare
 from snn_lowlat.cli.record import RunRecord, alone_in
-from snn_lowlat.cli.schema import checked, listed_steps
+from snn_lowlat.cli.schema import checked, steps_shown
 from snn_lowlat.cli.training import is_first, train_further, train_network
 from snn_lowlat.convert import convert
 from snn_lowlat.errors import SnnLowlatError
@@ -168,13 +168,14 @@ def _fine_tune(config: DictConfig, parts: Parts, snn: SpikingModel, folder: Path
 def _report(config: DictConfig, parts: Parts, snn: SpikingModel, file: Path, reports: list[Report]) -> None:
     """Evaluate a network and add what is found to the reports; what there is by then is written at once."""
     snn.save(file)
-    images, name = parts.data.test_dataloader(), config.model.get("name", type(parts.network).__name__)
-    shown = {"timesteps": listed_steps(config), "progress": config.evaluation.progress}
+    name = config.model.get("name", type(parts.network).__name__)
+    shown = {"timesteps": steps_shown(config), "progress": config.evaluation.progress}
     with stage(f"evaluating {file.stem}", lower="data.batch_size"):
-        report = evaluate(snn, images, ann=parts.ann, device=parts.device, **shown)
+        report = evaluate(snn, parts.data.test_dataloader(), ann=parts.ann, device=parts.device, **shown)
     report = replace(report, experiment=config.name, model=name, dataset=parts.data.name)
     if config.report.formats:
         with stage(f"analysing {file.stem}", lower="data.batch_size, or report.images"):
+            images = parts.data.test_dataloader()
             analysis = analyse(snn, images, parts.ann, images=config.report.images, **shown)
         report = analysis.added_to(report, [cost_model(model) for model in config.report.energy])
     reports.append(report)

@@ -14,7 +14,8 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from snn_lowlat.adapters import get_backend
-from snn_lowlat.checks import count, one_of
+from snn_lowlat.benchmark.tasks import TASKS
+from snn_lowlat.checks import count, number, one_of
 from snn_lowlat.cli.building import ConfigError, config_errors
 from snn_lowlat.cli.limits import cores
 from snn_lowlat.convert import PRECISIONS
@@ -23,7 +24,7 @@ from snn_lowlat.errors import unknown_name
 from snn_lowlat.evaluation import FORMATS, cost_model
 from snn_lowlat.neurons import MAX_POOLINGS
 
-__all__ = ["BenchmarkConfig", "Config", "check_sweep", "checked", "listed_steps"]
+__all__ = ["BenchmarkConfig", "Config", "check_sweep", "checked", "steps_shown"]
 
 
 @dataclass
@@ -228,51 +229,51 @@ def checked(config: DictConfig, folder: Path | None = None) -> DictConfig:
             "the config needs " + " and ".join(f"{key}=VALUE" for key in missing) + " on the command line."
         )
     OmegaConf.resolve(config)
+    with config_errors():
+        _check_values(config)
+        _check_choices(config)
+        if config.benchmark is None:
+            _check_trainings(config)
+        else:
+            _check_benchmark(config)
+    return config
+
+
+def _check_values(config: DictConfig) -> None:
     for key in ("timesteps", "threads", "calibration.images", "calibration.batch_size", "report.images"):
-        if OmegaConf.select(config, key) is not None:
-            _whole_number(config, key)
-    _whole_number(config, "seed", 0, 2**32 - 1)
+        _check_count(config, key, optional=True)
+    _check_count(config, "seed", 0, 2**32 - 1)
     for key, minimum in (("data.batch_size", 1), ("data.seed", 0), ("training.seed", 0), ("fine_tuning.seed", 0)):
-        if OmegaConf.select(config, key) is not None:
-            _whole_number(config, key, minimum)
+        _check_count(config, key, minimum, optional=True)
+    steps_shown(config)
+
+
+def _check_choices(config: DictConfig) -> None:
     for key in ("strategy", "backend"):
         if config[key].get("name") is None:
             raise ConfigError(f"{key} needs a name: choose one with {key}=NAME.")
-    steps = listed_steps(config)
-    if steps is not None and (not steps or min(steps) < 1 or max(steps) > config.timesteps):
-        raise ConfigError(f"evaluation.timesteps must be between 1 and timesteps={config.timesteps}, not {steps}.")
-    if config.model.get("weights") is not None and config.model.get("initial_weights") is not None:
+    weights, initial = config.model.get("weights"), config.model.get("initial_weights")
+    if weights is not None and initial is not None:
         raise ConfigError(
             "model.weights is of a trained network, model.initial_weights of one to be trained: give one of them."
         )
-    if config.training.get("_target_") is None and config.model.get("weights") is None:
+    if config.training.get("_target_") is None and weights is None:
         raise ConfigError("there is no training (training=none), so the config needs model.weights=PATH.")
-    if config.benchmark is None:
-        for key in ("data", "model", "trainer"):
-            if config[key].get("_target_") is None:
-                raise ConfigError(f"{key} needs _target_, the full name of a class: choose one with {key}=NAME.")
-        _check_trainings(config)
     with config_errors("backend"):
-        get_backend(config.backend.get("name"))
+        get_backend(config.backend.name)
     with config_errors("report"):
         for model in config.report.energy:
             cost_model(model)
         for name in config.report.formats:
-            if name not in FORMATS:
-                raise unknown_name("format", name, FORMATS)
-    if config.objective not in ("test", "validation"):
-        raise ConfigError(str(unknown_name("objective", config.objective, ("test", "validation"))))
+            one_of("format", name, FORMATS)
+    one_of("objective", config.objective, ("test", "validation"))
     if config.objective == "validation" and config.data.get("validation_fraction") == 0:
         raise ConfigError("objective=validation needs validation images: data.validation_fraction must not be 0.")
-    if config.precision not in PRECISIONS:
-        raise ConfigError(str(unknown_name("precision", config.precision, PRECISIONS)))
+    one_of("precision", config.precision, PRECISIONS)
     with config_errors("max_pool"):
         one_of("max-pooling", config.max_pool, MAX_POOLINGS)
     with config_errors("input_coding"):
         make_encoder(config.input_coding)
-    if config.benchmark is not None:
-        _check_benchmark(config)
-    return config
 
 
 def check_sweep(config: DictConfig) -> None:
@@ -292,14 +293,18 @@ def check_sweep(config: DictConfig) -> None:
         )
 
 
-def _whole_number(config: DictConfig, key: str, minimum: int = 1, maximum: int | None = None) -> int:
-    try:
-        return count(key, OmegaConf.select(config, key), minimum, maximum)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+def _check_count(
+    config: DictConfig, key: str, minimum: int = 1, maximum: int | None = None, *, optional: bool = False
+) -> None:
+    value = OmegaConf.select(config, key)
+    if value is not None or not optional:
+        count(key, value, minimum, maximum)
 
 
 def _check_trainings(config: DictConfig) -> None:
+    for key in ("data", "model", "trainer"):
+        if config[key].get("_target_") is None:
+            raise ConfigError(f"{key} needs _target_, the full name of a class: choose one with {key}=NAME.")
     trains, fine_tunes = config.model.get("weights") is None, config.fine_tuning.get("_target_") is not None
     if not trains and not fine_tunes:
         if config.resume is not None:
@@ -317,9 +322,9 @@ def _check_trainings(config: DictConfig) -> None:
     ends = limits["max_time"] is not None or limits["max_steps"] not in (None, -1)
     for key in keys:
         if not (ends and OmegaConf.select(config, key) in (None, -1)):
-            _whole_number(config, key)
+            _check_count(config, key)
     if limits["max_steps"] not in (None, -1):
-        _whole_number(config, "trainer.max_steps")
+        _check_count(config, "trainer.max_steps")
     if limits["limit_train_batches"] is not None and not limits["limit_train_batches"]:
         raise ConfigError("trainer.limit_train_batches=0 leaves nothing to train with.")
     _check_processes(config)
@@ -330,55 +335,53 @@ def _check_processes(config: DictConfig) -> None:
     if accelerator == "auto" and not torch.cuda.is_available() and not torch.backends.mps.is_available():
         accelerator = "cpu"
     # Lightning takes a number as text too.
-    number = int(devices) if isinstance(devices, str) and devices.lstrip("-").isdigit() else devices
-    if accelerator != "cpu" or number == "auto":
+    wanted = int(devices) if isinstance(devices, str) and devices.lstrip("-").isdigit() else devices
+    if accelerator != "cpu" or wanted == "auto":
         return
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ConfigError(f"trainer.devices must be a whole number of at least 1 on a processor, not {devices!r}.")
-    if number > cores():
+    if count("trainer.devices", wanted) > cores():
         raise ConfigError(
-            f"trainer.devices={number} asks for {number} processes, but this machine has {cores()} processor cores: "
+            f"trainer.devices={wanted} asks for {wanted} processes, but this machine has {cores()} processor cores: "
             f"trainer.devices={cores()} is the most that is of use."
         )
 
 
 def _check_benchmark(config: DictConfig) -> None:
-    from snn_lowlat.benchmark.tasks import TASKS
-
     wanted = config.benchmark
-    if wanted.task not in TASKS:
-        raise ConfigError(f"benchmark.task: {unknown_name('task', wanted.task, TASKS)}")
+    with config_errors("benchmark.task"):
+        one_of("task", wanted.task, TASKS)
     for key in ("timesteps", "batch_sizes", "input_shape"):
-        values = list(wanted[key])
-        if not values or min(values) < 1:
-            raise ConfigError(f"benchmark.{key} must be whole numbers of at least 1, such as [1,4], not {values}.")
+        if not wanted[key]:
+            raise ConfigError(f"benchmark.{key} must be whole numbers of at least 1, such as [1,4], not [].")
+        for value in wanted[key]:
+            count(f"each of benchmark.{key}", value)
     if len(wanted.input_shape) != 3:
         raise ConfigError(f"benchmark.input_shape must be [channels,height,width], not {list(wanted.input_shape)}.")
-    if wanted.rounds < 2:
-        raise ConfigError(f"benchmark.rounds must be at least 2, not {wanted.rounds}.")
-    if not wanted.seconds >= 0:
-        raise ConfigError(f"benchmark.seconds must not be negative, not {wanted.seconds}.")
+    count("benchmark.rounds", wanted.rounds, 2)
+    number("benchmark.seconds", wanted.seconds, 0)
     names = [str(name) for name, entry in wanted.networks.items() if entry is not None]
     if not names:
         raise ConfigError("benchmark.networks must hold a network: a name, and below it _target_ and its arguments.")
     for name, file in wanted.weights.items():
         if file is not None and name not in wanted.networks:
-            raise ConfigError(f"benchmark.weights: {unknown_name('network', name, names)}")
+            raise unknown_name("network of benchmark.weights:", name, names)
     if config.device not in ("auto", "cpu"):
         raise ConfigError(f"device must be auto or cpu where processors are timed, not {config.device}.")
 
 
-def listed_steps(config: DictConfig) -> list[int] | None:
+def steps_shown(config: DictConfig) -> list[int] | None:
     """Return the steps that the evaluation lists; None for all.
 
     Raises
     ------
     ConfigError
-        If they are no list of whole numbers.
+        If they are no list of steps of the simulation.
     """
     steps = config.evaluation.timesteps
     if steps is None:
         return None
-    if isinstance(steps, ListConfig) and all(isinstance(step, int) for step in steps):
-        return list(steps)
-    raise ConfigError(f"evaluation.timesteps must be a list of steps such as [1,2,4], or null for all, not {steps!r}.")
+    if not isinstance(steps, ListConfig) or not steps:
+        raise ConfigError(
+            f"evaluation.timesteps must be a list of steps such as [1,2,4], or null for all, not {steps!r}."
+        )
+    with config_errors():
+        return [count("each of evaluation.timesteps", step, 1, config.timesteps) for step in steps]

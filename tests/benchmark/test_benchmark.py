@@ -336,7 +336,7 @@ def test_rounds_end_with_the_time_for_them_but_there_are_two() -> None:
         (["benchmark.timesteps=[1,x]"], r"benchmark\.timesteps.*x"),
         (["benchmark.batch_sizes=[0]"], r"benchmark\.batch_sizes must be"),
         (["benchmark.input_shape=[3]"], r"benchmark\.input_shape must be \[channels"),
-        (["benchmark.rounds=1"], r"benchmark\.rounds must be at least 2"),
+        (["benchmark.rounds=1"], r"benchmark\.rounds must be a whole number of at least 2"),
         (["benchmark.seconds=-1"], r"benchmark\.seconds"),
         (["benchmark.networks.tiny=null"], r"benchmark\.networks must hold"),
         (["benchmark.networks.tiny=3"], r"benchmark\.networks\.tiny must be a mapping"),
