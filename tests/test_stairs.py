@@ -9,7 +9,7 @@ import pytest
 import snn_lowlat
 
 ROOMS = """
-    errors progress modes devices interruptions limits
+    errors progress modes devices
     files tensor_files answers checks images registry plan processes provenance
     neurons encoding activations
     graph calibration strategies
@@ -19,14 +19,13 @@ ROOMS = """
     models training data
     evaluation
     snn_lowlat
-    config benchmark run_record run
+    cli.limits cli.building benchmark cli config run
 """.split()
 """The rooms of the house, each standing on those before it; ``snn_lowlat`` is the front door, ``__init__``."""
 
 EXCEPTIONS = {
     ("snn_lowlat.graph.operations", "snn_lowlat.graph.normal_form"): "the type of what the rules build with",
-    ("snn_lowlat.config", "snn_lowlat.benchmark.tasks"): "the tasks to choose from; networks are built from a config",
-    ("snn_lowlat.evaluation.leaderboard", "snn_lowlat.run_record"): "a part of the command line",
+    ("snn_lowlat.evaluation.leaderboard", "snn_lowlat.cli.leaderboard"): "a part of the command line",
     **dict.fromkeys(
         [
             ("snn_lowlat.adapters.spikingjelly", "snn_lowlat.convert"),
