@@ -162,7 +162,9 @@ class Walk:
         schedule = self.schedule
         if node in schedule.sites:
             return self.neurons(schedule.sites[node], [self.read(term, node) for term in schedule.reads[node]])
-        if node in schedule.taken_over or node.op == "output":
+        if node in schedule.taken_over:
+            return self.values[schedule.reads[node][0]]
+        if node.op == "output":
             return self.read(schedule.reads[node][0], node)
         args, kwargs = map_arg((node.args, node.kwargs), lambda before: self.read(before, node))
         if isinstance(schedule.modules.get(node), MAX_POOLS):
