@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from snn_lowlat.graph import Site, find_sites
+from snn_lowlat.graph import Schedule, Site, Walk, find_sites
 from snn_lowlat.neurons import MARGIN, MAX_POOLS, NEURONS, per_channel
 from snn_lowlat.plan import Plan, SitePlan
 
@@ -174,11 +174,10 @@ class ErrorCounter:
     """
 
     def __init__(self, graph: fx.GraphModule, spiking: fx.GraphModule, plan: Plan) -> None:
-        sites = find_sites(graph)
-        if sites.keys() != plan.keys():
+        if find_sites(graph).keys() != plan.keys():
             raise ValueError("the original network has other layers than the spiking one: give the one it came from.")
         self._plan = plan
-        self._activations = _Activations(graph, sites.values())
+        self._activations = _Activations(graph)
         has_pools = any(isinstance(module, MAX_POOLS) for module in spiking.modules())
         self._means = _Means(spiking) if has_pools else None
         self._sums: dict[str, _Sums] = {}
@@ -266,58 +265,51 @@ class _Sums:
         )
 
 
-class _Activations(fx.Interpreter):
+class _Activations(Walk):
     """Runs the original network and keeps the activations of its sites."""
 
-    def __init__(self, graph: fx.GraphModule, sites: Iterable[Site]) -> None:
-        super().__init__(graph)
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(Schedule(graph))
         self.found: dict[str, Tensor] = {}
-        self._sites = {site.name: site for site in sites}
-        self._outputs = {site.output: site.name for site in self._sites.values()}
+        self._by_name = {site.name: site for site in self.schedule.sites.values()}
 
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n in self._outputs:
-            self.found[self._outputs[n]] = value
-        return value
+    def neurons(self, site: Site, terms: Sequence[Tensor]) -> Tensor:
+        self.found[site.name] = self.response(site.name, *terms)
+        return self.found[site.name]
 
     def response(self, name: str, current: Tensor) -> Tensor:
         """Return a site's activation for other currents."""
-        site = self._sites[name]
+        site = self._by_name[name]
         values: dict[fx.Node, Any] = {site.node: current.relu()}
         for node in site.rest:
-            args = map_arg(node.args, lambda n: values[n] if n in values else self.fetch_attr(str(n.target)))
-            values[node] = getattr(self, node.op)(node.target, args, {})
+            args = map_arg(node.args, lambda n: values[n] if n in values else self.read(n, site.node))
+            values[node] = self.layer(node, args, {})
         return values[site.output]  # type: ignore[no-any-return]
 
 
-class _Means:
+class _Means(Walk):
     """Follows the means over the window through a spiking network whose max-pools read means."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
-        self._interpreter = fx.Interpreter(graph, garbage_collect_values=False)
-        self._sites = find_sites(graph)
-        self._waiting: list[fx.Node] = []
-        self._nodes = list(graph.graph.nodes)
+        super().__init__(Schedule(graph))
+        self._by_name = {site.name: site for site in self.schedule.sites.values()}
 
     def start(self, inputs: Tensor) -> None:
         """Begin with the mean of the input currents, ``[N, ...]``."""
-        self._values: dict[fx.Node, Any] = {node: inputs for node in self._nodes if node.op == "placeholder"}
-        self._waiting = [node for node in self._nodes if node not in self._values]
+        self.values.clear()
+        self.put(self.schedule.input, inputs)
+        self._waiting = (node for node in self.schedule.nodes if node not in self.schedule.sites)
 
     def current(self, name: str) -> Tensor:
         """Return a site's mean current, ``[N, C, ...]``; what all sites before it send must be known."""
-        site = self._sites[name]
-        while site.current not in self._values:
-            node = self._waiting.pop(0)
-            if node not in self._values:
-                args, kwargs = map_arg((node.args, node.kwargs), self._values.__getitem__)
-                self._values[node] = getattr(self._interpreter, node.op)(node.target, args, kwargs)
-        return self._values[site.current]  # type: ignore[no-any-return]
+        site = self._by_name[name]
+        while site.current not in self.values:
+            self.step(next(self._waiting))
+        return self.values[site.current]  # type: ignore[no-any-return]
 
     def send(self, name: str, output: Tensor) -> None:
         """Take the mean of what a site's neurons send, ``[N, C, ...]``."""
-        self._values[self._sites[name].node] = output
+        self.put(self._by_name[name].node, output)
 
 
 def _constant_response(mean: Tensor, timesteps: int, plan: SitePlan) -> Tensor:

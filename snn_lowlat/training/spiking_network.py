@@ -138,7 +138,7 @@ class TrainableNetwork(nn.Module):
         values: dict[fx.Node, Tensor] = {walk.nodes[0]: images}
         bounds = [round(len(walk.nodes) * part / segments) for part in range(segments + 1)]
         for start, end in pairwise(bounds):
-            values = walk.run(start, end, values) if segments == 1 else self._checkpointed(walk, start, end, values)
+            values = walk.part(start, end, values) if segments == 1 else self._checkpointed(walk, start, end, values)
         (outputs,) = values.values()
         return outputs.view(self.timesteps, -1, *outputs.shape[1:]).mean(0)
 
@@ -200,7 +200,7 @@ class TrainableNetwork(nn.Module):
         before, after = list(values), list[fx.Node]()
 
         def part(*tensors: Tensor) -> tuple[Tensor, ...]:
-            found = walk.run(start, end, dict(zip(before, tensors, strict=True)))
+            found = walk.part(start, end, dict(zip(before, tensors, strict=True)))
             after[:] = found
             return tuple(found.values())
 
