@@ -24,12 +24,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from snn_lowlat.adapters import get_backend
 from snn_lowlat.checks import count, one_of
 from snn_lowlat.convert import PRECISIONS
 from snn_lowlat.encoding import make_encoder
 from snn_lowlat.errors import SnnLowlatError, unknown_name
 from snn_lowlat.evaluation import FORMATS, cost_model
+from snn_lowlat.hosts import get_backend
 from snn_lowlat.limits import cores, is_full_disk, is_out_of_memory
 from snn_lowlat.neurons import MAX_POOLINGS
 

@@ -14,8 +14,8 @@ ROOMS = """
     neurons encoding activations
     graph calibration strategies
     simulation refinement
-    adapters model_file model convert persistence
-    snntorch adapters.nir
+    hosts model_file model convert persistence
+    spikingjelly snntorch nir adapters
     models training data
     evaluation
     snn_lowlat
@@ -29,7 +29,6 @@ EXCEPTIONS = {
     ("snn_lowlat.evaluation.leaderboard", "snn_lowlat.run_record"): "a part of the command line",
     **dict.fromkeys(
         [
-            ("snn_lowlat.adapters.spikingjelly", "snn_lowlat.convert"),
             ("snn_lowlat.evaluation.diagnosis", "snn_lowlat.evaluation.analysis"),
             ("snn_lowlat.evaluation.report", "snn_lowlat.evaluation.analysis"),
             ("snn_lowlat.evaluation.report", "snn_lowlat.evaluation.plots"),
