@@ -13,6 +13,8 @@ FORMER = [
     ("snn_lowlat.adapters.spikingjelly", "snn_lowlat.hosts.spikingjelly", "IntegrateAndFireNode SpikingNode build"),
     ("snn_lowlat.adapters.spikingjelly", "snn_lowlat.spikingjelly", "LowLatencyRecipe OptimizedPotentialRecipe"),
     ("snn_lowlat.adapters.watch", "snn_lowlat.hosts.watch", "Sight Watch"),
+    ("snn_lowlat.evaluation.operations", "snn_lowlat.evaluation.measuring.operations", "EventCounter Operations"),
+    ("snn_lowlat.evaluation.report", "snn_lowlat.evaluation.measuring.report", "Report table"),
     ("snn_lowlat.evaluation.events", "snn_lowlat.simulation.events", "EventRecorder Events"),
     ("snn_lowlat.model", "snn_lowlat.provenance", "Provenance"),
 ]

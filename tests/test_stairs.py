@@ -17,7 +17,7 @@ ROOMS = """
     hosts model_file model convert persistence
     spikingjelly snntorch nir adapters
     models training data
-    evaluation
+    evaluation.measuring evaluation.reporting evaluation
     snn_lowlat
     config benchmark run_record run
 """.split()
@@ -27,14 +27,10 @@ EXCEPTIONS = {
     ("snn_lowlat.graph.operations", "snn_lowlat.graph.normal_form"): "the type of what the rules build with",
     ("snn_lowlat.config", "snn_lowlat.benchmark.tasks"): "the tasks to choose from; networks are built from a config",
     ("snn_lowlat.evaluation.leaderboard", "snn_lowlat.run_record"): "a part of the command line",
-    **dict.fromkeys(
-        [
-            ("snn_lowlat.evaluation.diagnosis", "snn_lowlat.evaluation.analysis"),
-            ("snn_lowlat.evaluation.report", "snn_lowlat.evaluation.analysis"),
-            ("snn_lowlat.evaluation.report", "snn_lowlat.evaluation.plots"),
-        ],
-        "to be moved",
-    ),
+    (
+        "snn_lowlat.evaluation.measuring.report",
+        "snn_lowlat.evaluation.reporting.plots",
+    ): "Report.plot() draws on demand",
 }
 """Imports that go up, or in a circle, all the same, each ``(importer, imported)``, and why."""
 

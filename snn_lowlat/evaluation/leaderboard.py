@@ -21,9 +21,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from snn_lowlat.evaluation.figures import energy_figure, latency_figure
-from snn_lowlat.evaluation.rendering import FORMATS, Rows, microjoules, write_report
-from snn_lowlat.evaluation.report import Report
+from snn_lowlat.evaluation.measuring.report import Report
+from snn_lowlat.evaluation.reporting.figures import energy_figure, latency_figure
+from snn_lowlat.evaluation.reporting.rendering import FORMATS, Rows, microjoules, write_report
 from snn_lowlat.files import whole_file
 from snn_lowlat.run_record import is_unfinished
 

@@ -27,9 +27,9 @@ from snn_lowlat.evaluation import (
     write_json,
     write_report,
 )
-from snn_lowlat.evaluation.analysis import Example
-from snn_lowlat.evaluation.figures import raster_figure
-from snn_lowlat.evaluation.report import decibels
+from snn_lowlat.evaluation.measuring.analysis import Example
+from snn_lowlat.evaluation.measuring.report import decibels
+from snn_lowlat.evaluation.reporting.figures import raster_figure
 from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.simulation import simulate
 
