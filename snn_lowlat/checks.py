@@ -341,7 +341,7 @@ def _classes(value: object) -> list[str]:
 
 def _is_spiking(module: nn.Module) -> bool:
     """Say whether a module is a host's neuron, without importing the hosts."""
-    hosts = ("spikingjelly.activation_based.neuron", "snntorch._neurons", "snn_lowlat.adapters.")
+    hosts = ("spikingjelly.activation_based.neuron", "snntorch._neurons", "snn_lowlat.hosts.")
     classes = _classes(module)
     return _SPIKING_MODEL in classes or any(name.startswith(hosts) for name in classes)
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from snn_lowlat import checks
-from snn_lowlat.adapters import get_backend
 from snn_lowlat.calibration import SiteStatistics, calibrate, inputs_of
 from snn_lowlat.devices import device_of
 from snn_lowlat.encoding import make_encoder
@@ -28,6 +27,7 @@ from snn_lowlat.graph import (
     with_rounded_weights,
 )
 from snn_lowlat.graph.vocabulary import by_dimensions
+from snn_lowlat.hosts import get_backend
 from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.neurons import MAX_POOLINGS
@@ -91,7 +91,7 @@ def convert(
     timesteps : int
         The simulation window of a layer, in steps.
     backend : str
-        The host library, one of :data:`snn_lowlat.adapters.BACKENDS`.
+        The host library, one of :data:`snn_lowlat.hosts.BACKENDS`.
     refinements : sequence of str or Refinement
         Corrections that follow the strategy, in order, such as ``"bias_correction"``.
     encoder : str

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from snn_lowlat import checks
-from snn_lowlat.adapters import BACKENDS, get_backend
 from snn_lowlat.checks import count, fraction, number, one_of
 from snn_lowlat.convert import PRECISIONS
 from snn_lowlat.encoding import ENCODERS
@@ -28,6 +27,7 @@ from snn_lowlat.graph import (
     with_per_step_max_pools,
     with_safe_names,
 )
+from snn_lowlat.hosts import BACKENDS, get_backend
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.model_file import read_contents
 from snn_lowlat.neurons import NEURONS

@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.evaluation import evaluate
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.training import FineTuning
 
 TIMESTEPS = 4

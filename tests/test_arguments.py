@@ -8,21 +8,21 @@ from itertools import repeat
 import numpy as np
 import pytest
 import torch
+from snn_lowlat.evaluation.events import EventRecorder
 from spikingjelly.activation_based.ann2snn import FXConverter
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import snn_lowlat
 from snn_lowlat import CalibrationError, SitePlan
-from snn_lowlat.adapters import BACKENDS, get_backend
-from snn_lowlat.adapters.spikingjelly import LowLatencyRecipe
 from snn_lowlat.calibration import calibrate
 from snn_lowlat.encoding import ENCODERS
 from snn_lowlat.evaluation import analyse, evaluate, measure_operations
-from snn_lowlat.evaluation.events import EventRecorder
 from snn_lowlat.graph import normalise
+from snn_lowlat.hosts import BACKENDS, get_backend
 from snn_lowlat.models import VGG16, ResNet20, SmallCNN
 from snn_lowlat.refinement import make_refinement
+from snn_lowlat.spikingjelly import LowLatencyRecipe
 from snn_lowlat.strategies import OptimizedPotential, make_strategy
 from snn_lowlat.training import (
     CeilingReLU,

@@ -11,7 +11,7 @@ from torch import nn
 
 import snn_lowlat
 from snn_lowlat import FileFormatError
-from snn_lowlat.adapters import BACKENDS
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.model_file import digest_of
 
 

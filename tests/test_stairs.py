@@ -14,10 +14,10 @@ ROOMS = """
     neurons encoding activations
     graph calibration strategies
     simulation refinement
-    adapters model_file model convert persistence
-    snntorch adapters.nir
+    hosts model_file model convert persistence
+    spikingjelly snntorch nir adapters
     models training data
-    evaluation
+    evaluation.measuring evaluation.reporting evaluation
     snn_lowlat
     cli.limits cli.building benchmark cli config run
 """.split()
@@ -26,15 +26,10 @@ ROOMS = """
 EXCEPTIONS = {
     ("snn_lowlat.graph.operations", "snn_lowlat.graph.normal_form"): "the type of what the rules build with",
     ("snn_lowlat.evaluation.leaderboard", "snn_lowlat.cli.leaderboard"): "a part of the command line",
-    **dict.fromkeys(
-        [
-            ("snn_lowlat.adapters.spikingjelly", "snn_lowlat.convert"),
-            ("snn_lowlat.evaluation.diagnosis", "snn_lowlat.evaluation.analysis"),
-            ("snn_lowlat.evaluation.report", "snn_lowlat.evaluation.analysis"),
-            ("snn_lowlat.evaluation.report", "snn_lowlat.evaluation.plots"),
-        ],
-        "to be moved",
-    ),
+    (
+        "snn_lowlat.evaluation.measuring.report",
+        "snn_lowlat.evaluation.reporting.plots",
+    ): "Report.plot() draws on demand",
 }
 """Imports that go up, or in a circle, all the same, each ``(importer, imported)``, and why."""
 

@@ -17,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from snn_lowlat.adapters import BACKENDS
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.refinement.registry import REGISTRY as REFINEMENTS
 from snn_lowlat.registry import Registered
 from snn_lowlat.strategies.registry import REGISTRY as STRATEGIES

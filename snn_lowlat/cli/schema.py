@@ -13,7 +13,6 @@ import torch
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from snn_lowlat.adapters import get_backend
 from snn_lowlat.benchmark.tasks import TASKS
 from snn_lowlat.checks import count, number, one_of
 from snn_lowlat.cli.building import ConfigError, config_errors
@@ -22,6 +21,7 @@ from snn_lowlat.convert import PRECISIONS
 from snn_lowlat.encoding import make_encoder
 from snn_lowlat.errors import unknown_name
 from snn_lowlat.evaluation import FORMATS, cost_model
+from snn_lowlat.hosts import get_backend
 from snn_lowlat.neurons import MAX_POOLINGS
 
 __all__ = ["BenchmarkConfig", "Config", "check_sweep", "checked", "steps_shown"]

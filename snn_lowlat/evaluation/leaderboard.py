@@ -17,9 +17,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from snn_lowlat.evaluation.figures import energy_figure, latency_figure
-from snn_lowlat.evaluation.rendering import FORMATS, Rows, microjoules, write_report
-from snn_lowlat.evaluation.report import Report
+from snn_lowlat.evaluation.measuring.report import Report
+from snn_lowlat.evaluation.reporting.figures import energy_figure, latency_figure
+from snn_lowlat.evaluation.reporting.rendering import FORMATS, Rows, microjoules, write_report
 from snn_lowlat.files import whole_file, write_text
 
 __all__ = ["ERROR_FILE", "JOB_FILE", "RUN_FILE", "Run", "read_note", "read_runs", "write_leaderboard"]

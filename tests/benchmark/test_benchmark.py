@@ -15,7 +15,6 @@ from torch import Tensor, fx, nn
 
 import snn_lowlat.benchmark
 from snn_lowlat import SitePlan, convert
-from snn_lowlat.adapters import get_backend
 from snn_lowlat.benchmark import run_benchmark
 from snn_lowlat.benchmark.contestants import ANN, OURS, by_spikingjelly, multi_step, step_by_step
 from snn_lowlat.benchmark.fine_tuning import _ours, _spikingjelly
@@ -26,6 +25,7 @@ from snn_lowlat.benchmark.tasks import TASKS
 from snn_lowlat.config import CONFIG_FOLDER, ConfigError, checked
 from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.graph import find_sites
+from snn_lowlat.hosts import get_backend
 from snn_lowlat.models import ResNet, SmallCNN
 from snn_lowlat.run import run
 

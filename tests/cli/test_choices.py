@@ -15,11 +15,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.cli.choices import CONFIG_FOLDER, options, store_choices
 from snn_lowlat.cli.hints import hint, null_group, unknown_key
 from snn_lowlat.cli.main import command_line
 from snn_lowlat.config import ConfigError, checked
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.run import run
 from snn_lowlat.strategies import make_strategy, strategies
 from snn_lowlat.strategies.registry import REGISTRY

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from snn_lowlat.activations import CeilingReLU
-from snn_lowlat.adapters import get_backend
 from snn_lowlat.graph import find_sites
+from snn_lowlat.hosts import get_backend
 from snn_lowlat.simulation import window_starts
 
 

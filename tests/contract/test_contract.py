@@ -9,7 +9,8 @@ from networks import NETWORKS, make_images, make_network, recorded, step_by_step
 from spikingjelly.activation_based.ann2snn import FXConverter
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS, get_backend, spikingjelly
+from snn_lowlat import spikingjelly as recipes
+from snn_lowlat.hosts import BACKENDS, get_backend, spikingjelly
 from snn_lowlat.simulation import is_online, simulate
 
 STRATEGIES = {
@@ -188,7 +189,7 @@ def test_the_recipe_gives_the_same_network(snn, row, kind):
     if snn.backend != "spikingjelly":
         pytest.skip("SpikingJelly's own idiom")
     name, options = row
-    recipe = getattr(spikingjelly, "".join(word.capitalize() for word in name.split("_")) + "Recipe")
+    recipe = getattr(recipes, "".join(word.capitalize() for word in name.split("_")) + "Recipe")
     recipe = recipe(calibration=[make_images()], timesteps=TIMESTEPS, refinements=["bias_correction"], **options)
     network = FXConverter(recipe).convert(make_network(kind))
     images = make_images(5)

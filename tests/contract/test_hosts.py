@@ -6,7 +6,7 @@ from networks import MaxPoolNetwork, make_images, make_network, recorded
 from test_contract import ROWS, TIMESTEPS, label
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.models import ResNet20, SmallCNN
 from snn_lowlat.plan import SitePlan
 

@@ -7,8 +7,8 @@ from spikingjelly.activation_based import functional
 from torch import nn
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.evaluation import diagnose
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.model_file import digest_of
 from snn_lowlat.neurons.max_pool import is_cumulative
 from snn_lowlat.neurons.surrogate import SpikeOptions

@@ -6,7 +6,7 @@ from networks import NETWORKS, ResidualNetwork, make_images, make_network, recor
 from test_contract import STRATEGIES
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.simulation import simulate, simulate_events
 
 ROWS = STRATEGIES["temporal_switch"]

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph import to_integers, whole_numbers
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.simulation import simulate
 
 

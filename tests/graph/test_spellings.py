@@ -11,8 +11,8 @@ from torch import nn
 import snn_lowlat
 from snn_lowlat import check_convertible
 from snn_lowlat.activations import CeilingReLU
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.graph import find_sites, normalise
+from snn_lowlat.hosts import BACKENDS
 
 
 class Head(nn.Module):

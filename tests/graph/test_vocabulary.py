@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS, get_backend
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.evaluation import measure_operations
 from snn_lowlat.graph import check_convertible, describe, normalise, rebuild, vocabulary, without_ceilings
 from snn_lowlat.graph.operations import module_rule
 from snn_lowlat.graph.vocabulary import OPERATIONS, by_dimensions, functions, modules, operation_of, row
+from snn_lowlat.hosts import BACKENDS, get_backend
 from snn_lowlat.simulation import simulate
 
 TIMESTEPS = 4

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.models import ResNet, ResNet20
 from snn_lowlat.simulation import SCANS, Simulator, simulate
 from snn_lowlat.simulation.integer_layers import IntegerConvolution, has_integer_kernels

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.errors import ConversionError
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.models import ResNet20, SmallCNN
 from snn_lowlat.simulation import count
 from snn_lowlat.training import InputSpikes, expand_input

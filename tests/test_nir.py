@@ -13,13 +13,13 @@ from torch import nn
 
 import snn_lowlat
 from snn_lowlat import ConversionError, FileFormatError
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.data import CIFAR10
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.models import InputNormalisation, ResNet, ResNet20, SmallCNN, load_weights
 from tests.contract.networks import AveragePoolNetwork, MaxPoolNetwork, ResidualNetwork, make_images, make_network
 
 nir = pytest.importorskip("nir", reason="the package nir is not installed: pip install 'snn_lowlat[nir]'")
-h5py, picking = pytest.importorskip("h5py"), pytest.importorskip("snn_lowlat.adapters.nir.picking")
+h5py, picking = pytest.importorskip("h5py"), pytest.importorskip("snn_lowlat.nir.picking")
 
 AMPLITUDE = np.float32(0.3)
 

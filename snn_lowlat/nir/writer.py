@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from snn_lowlat.adapters.nir.network import Array, Network, diagonal, pair
-from snn_lowlat.adapters.nir.picking import Unpickable, picking_kernel
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph import Obstacle, current_shapes, find_sites
 from snn_lowlat.graph.vocabulary import functions, module_of, modules
 from snn_lowlat.neurons import NEURONS
+from snn_lowlat.nir.network import Array, Network, diagonal, pair
+from snn_lowlat.nir.picking import Unpickable, picking_kernel
 from snn_lowlat.plan import Plan
 
 __all__ = ["Writer"]

@@ -14,9 +14,11 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from snn_lowlat import checks
-from snn_lowlat.evaluation.diagnosis import Diagnosis
-from snn_lowlat.evaluation.energy import COST_MODELS, Cost, cost_model
-from snn_lowlat.evaluation.figures import (
+from snn_lowlat.evaluation.measuring.diagnosis import Diagnosis
+from snn_lowlat.evaluation.measuring.energy import COST_MODELS, Cost, cost_model
+from snn_lowlat.evaluation.measuring.operations import Operations
+from snn_lowlat.evaluation.measuring.report import Report, check_comparable
+from snn_lowlat.evaluation.reporting.figures import (
     accuracy_figure,
     energy_figure,
     error_figure,
@@ -26,14 +28,12 @@ from snn_lowlat.evaluation.figures import (
     series,
     series_names,
 )
-from snn_lowlat.evaluation.operations import Operations
-from snn_lowlat.evaluation.report import Report, check_comparable
 from snn_lowlat.files import whole_file
 
 __all__ = ["FORMATS", "Rows", "microjoules", "write_report"]
 
 _ENVIRONMENT = Environment(
-    loader=PackageLoader("snn_lowlat.evaluation"),
+    loader=PackageLoader("snn_lowlat.evaluation.reporting"),
     autoescape=lambda name: name is not None and ".html" in name,
     undefined=StrictUndefined,
     trim_blocks=True,

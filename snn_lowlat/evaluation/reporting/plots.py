@@ -1,7 +1,8 @@
-"""Which neuron sent what and when, as a picture; the events themselves are of :mod:`snn_lowlat.simulation`."""
+"""Images written to files: accuracy, or the error of other outputs, against time; and what neurons sent."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,37 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from snn_lowlat import checks
+from snn_lowlat.evaluation.measuring.report import Report, check_comparable
+from snn_lowlat.evaluation.reporting.figures import accuracy_figure
 from snn_lowlat.files import whole_file
-from snn_lowlat.simulation import EventRecorder, Events
+from snn_lowlat.simulation import Events
 
-__all__ = ["EventRecorder", "Events", "plot_events"]
+__all__ = ["plot_events", "plot_reports"]
 
 _ON, _OFF = "#0072B2", "#D55E00"
+
+
+def plot_reports(reports: Sequence[Report], path: str | Path) -> None:
+    """Draw accuracy in per cent, or errors in decibels, against time steps: a line for each report beside the ANN's.
+
+    Reports that differ in their number of steps alone become one line, with a point for each.
+
+    Parameters
+    ----------
+    reports : sequence of Report
+        At least one.
+    path : path
+        Replaced if it exists; its ending chooses the format, ``.png`` without one.
+
+    Raises
+    ------
+    ValueError
+        If there is no report, some are about classes and others not, or the format is not one that matplotlib writes.
+    """
+    check_comparable(reports)
+    figure = accuracy_figure(reports)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=200, format=Path(path).suffix.lstrip(".").lower() or "png")
 
 
 def plot_events(events: Events, path: str | Path, image: int = 0, neurons: int = 100) -> None:

@@ -26,19 +26,19 @@ The names follow Bu et al., "Optimal ANN-SNN conversion" (ICLR 2022, arXiv 2303.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from snn_lowlat.graph import Schedule, Site, Walk, find_sites
 from snn_lowlat.neurons import MARGIN, MAX_POOLS, NEURONS, per_channel
 from snn_lowlat.plan import Plan, SitePlan
 
-__all__ = ["ERRORS", "Advice", "Diagnosis", "ErrorCounter", "SiteErrors", "diagnose", "remedies"]
+__all__ = ["ERRORS", "Advice", "Diagnosis", "ErrorCounter", "SiteErrors", "remedies"]
 
 ERRORS = ("inherited", "pooling", "clipping", "quantisation", "unevenness")
 """What a layer's error is made of; all but the first are its own."""
@@ -319,46 +319,6 @@ def _constant_response(mean: Tensor, timesteps: int, plan: SitePlan) -> Tensor:
         return counts(mean, timesteps, plan) / timesteps
     threshold, start = per_channel(plan.threshold, mean), per_channel(plan.initial_potential, mean)
     return ((mean * timesteps + start) / threshold + MARGIN).floor().clamp(0, timesteps) / timesteps
-
-
-def diagnose(
-    snn: Any,
-    ann: nn.Module,
-    loader: Iterable[object],
-    *,
-    images: int | None = None,
-    progress: bool = False,
-) -> Diagnosis:
-    """Compare a spiking network's layers with those of the network it was converted from.
-
-    Parameters
-    ----------
-    snn : SpikingModel
-        The converted network; it runs for its own number of steps.
-    ann : Module
-        The network it was converted from.
-    loader : iterable
-        Batches of images, alone or with labels.
-    images : int, optional
-        Stop after so many; all of them by default.
-    progress : bool
-        Show a progress bar.
-
-    Returns
-    -------
-    Diagnosis
-        The errors of every layer and what to attack first.
-
-    Raises
-    ------
-    ValueError
-        If there are no images, or the networks have different layers.
-    """
-    from snn_lowlat.evaluation.analysis import analyse
-
-    found = analyse(snn, loader, ann, images=images, timesteps=[snn.timesteps], progress=progress).diagnosis
-    assert found is not None
-    return found
 
 
 def remedies(

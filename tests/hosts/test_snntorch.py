@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import snn_lowlat
 from snn_lowlat import SnnLowlatError, snntorch
-from snn_lowlat.adapters import get_backend
+from snn_lowlat.hosts import get_backend
 from snn_lowlat.plan import SitePlan
 
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from snn_lowlat import checks
-from snn_lowlat.evaluation.operations import LayerOperations, Operations
+from snn_lowlat.evaluation.measuring.operations import LayerOperations, Operations
 
 __all__ = ["COST_MODELS", "Cost", "CostModel", "Energy", "MemoryHierarchy", "PriceList", "cost_model"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,64 +12,21 @@ from snn_lowlat import checks
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.devices import device_of
 from snn_lowlat.encoding import input_events, make_encoder
-from snn_lowlat.evaluation.diagnosis import Diagnosis, ErrorCounter
-from snn_lowlat.evaluation.energy import COST_MODELS, Cost, CostModel
-from snn_lowlat.evaluation.operations import EventCounter, Operations, ann_operations
-from snn_lowlat.evaluation.report import Report
-from snn_lowlat.evaluation.steps import listed_steps
+from snn_lowlat.evaluation.measuring.diagnosis import Diagnosis, ErrorCounter
+from snn_lowlat.evaluation.measuring.energy import COST_MODELS, Cost, CostModel
+from snn_lowlat.evaluation.measuring.example import Example
+from snn_lowlat.evaluation.measuring.operations import EventCounter, Operations, ann_operations
+from snn_lowlat.evaluation.measuring.report import Report
+from snn_lowlat.evaluation.measuring.steps import listed_steps
 from snn_lowlat.graph import normalise
 from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.progress import tracked
 from snn_lowlat.simulation import micro_batches
 
-__all__ = ["Analysis", "Example", "analyse"]
+__all__ = ["Analysis", "Example", "analyse", "diagnose"]
 
 _ROWS = 48
-
-
-@dataclass(frozen=True)
-class Example:
-    """What one image makes a network do, for a raster plot.
-
-    Parameters
-    ----------
-    inputs : tuple of tuple of float
-        The input of some pixels, evenly chosen, in each step; in one step only where it is constant.
-    rasters : mapping of str to tuple of str
-        The spikes of some neurons of the first and of the last layer, evenly chosen: a text for each neuron, a ``1`` or
-        ``0`` for each step.
-    outputs : tuple of tuple of float
-        The readout of each class after each step, or of some of the values where they are no classes.
-    classes : bool
-        Whether they are classes, and all of them.
-    """
-
-    inputs: tuple[tuple[float, ...], ...]
-    rasters: Mapping[str, tuple[str, ...]]
-    outputs: tuple[tuple[float, ...], ...]
-    classes: bool = True
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values."""
-        rasters = {name: list(rows) for name, rows in self.rasters.items()}
-        return {
-            "inputs": list(map(list, self.inputs)),
-            "rasters": rasters,
-            "outputs": list(map(list, self.outputs)),
-            "classes": self.classes,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Example:
-        """Read back what :meth:`to_dict` returned."""
-        rasters = {name: tuple(rows) for name, rows in values["rasters"].items()}
-        return cls(
-            tuple(map(tuple, values["inputs"])),
-            rasters,
-            tuple(map(tuple, values["outputs"])),
-            values.get("classes", True),
-        )
 
 
 @dataclass(frozen=True)
@@ -183,6 +139,44 @@ def analyse(
         diagnosis=diagnosis,
         example=example,
     )
+
+
+def diagnose(
+    snn: SpikingModel,
+    ann: nn.Module,
+    loader: Iterable[object],
+    *,
+    images: int | None = None,
+    progress: bool = False,
+) -> Diagnosis:
+    """Compare a spiking network's layers with those of the network it was converted from.
+
+    Parameters
+    ----------
+    snn : SpikingModel
+        The converted network; it runs for its own number of steps.
+    ann : Module
+        The network it was converted from.
+    loader : iterable
+        Batches of images, alone or with labels.
+    images : int, optional
+        Stop after so many; all of them by default.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Diagnosis
+        The errors of every layer and what to attack first.
+
+    Raises
+    ------
+    ValueError
+        If there are no images, or the networks have different layers.
+    """
+    found = analyse(snn, loader, ann, images=images, timesteps=[snn.timesteps], progress=progress).diagnosis
+    assert found is not None
+    return found
 
 
 class _Watch:

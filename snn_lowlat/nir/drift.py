@@ -27,7 +27,7 @@ class LayerDrift:
     spikes : int
         Spikes that the network's neurons fired.
     differing : int
-        Spikes that only one of the two fired, as :func:`~snn_lowlat.adapters.nir.from_nir` runs the graph.
+        Spikes that only one of the two fired, as :func:`~snn_lowlat.nir.from_nir` runs the graph.
     differing_folded : int
         The same when the weights are used as they stand, with the amplitudes in them.
     """

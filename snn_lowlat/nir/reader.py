@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from snn_lowlat.adapters.nir.network import WEIGHTED, Array, Network, pair
 from snn_lowlat.checks import count
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.files import MOST_VALUES
 from snn_lowlat.graph.names import free_name
+from snn_lowlat.nir.network import WEIGHTED, Array, Network, pair
 from snn_lowlat.plan import SitePlan
 
 __all__ = ["Reader"]

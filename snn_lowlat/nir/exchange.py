@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from snn_lowlat import checks
-from snn_lowlat.adapters import get_backend
-from snn_lowlat.adapters.nir.amplitudes import fold, unfold
-from snn_lowlat.adapters.nir.drift import Drift, measure
-from snn_lowlat.adapters.nir.hdf5 import read_graph
-from snn_lowlat.adapters.nir.network import Network
-from snn_lowlat.adapters.nir.reader import Reader
-from snn_lowlat.adapters.nir.writer import Writer
 from snn_lowlat.errors import ConversionError, SnnLowlatError
 from snn_lowlat.files import MOST_STEPS, whole_file
 from snn_lowlat.graph import depth, describe
+from snn_lowlat.hosts import get_backend
 from snn_lowlat.model import SpikingModel
+from snn_lowlat.nir.amplitudes import fold, unfold
+from snn_lowlat.nir.drift import Drift, measure
+from snn_lowlat.nir.hdf5 import read_graph
+from snn_lowlat.nir.network import Network
+from snn_lowlat.nir.reader import Reader
+from snn_lowlat.nir.writer import Writer
 from snn_lowlat.provenance import Provenance, current_versions, signature
 
 __all__ = ["NIRExport", "from_nir", "to_nir"]
@@ -143,7 +143,7 @@ def from_nir(
     graph : nir.NIRGraph or path
         The graph, or the file that holds it.
     backend : str
-        The host library, one of :data:`snn_lowlat.adapters.BACKENDS`.
+        The host library, one of :data:`snn_lowlat.hosts.BACKENDS`.
     timesteps : int, optional
         The number of steps to run for; by default what the graph says.
     reset : {"subtract"}, optional

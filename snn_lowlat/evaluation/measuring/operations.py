@@ -43,7 +43,7 @@ from snn_lowlat import checks
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.devices import device_of
 from snn_lowlat.encoding import input_events, make_encoder
-from snn_lowlat.evaluation.steps import listed_steps
+from snn_lowlat.evaluation.measuring.steps import listed_steps
 from snn_lowlat.graph import BATCH_NORMS, find_sites
 from snn_lowlat.graph.vocabulary import functions, module_of, modules
 from snn_lowlat.images import floating_type, usable_images

@@ -12,8 +12,8 @@ from snn_lowlat import checks
 from snn_lowlat.answers import check_alike, class_indices, classes_of, predictions
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.devices import device_of
-from snn_lowlat.evaluation.report import Report
-from snn_lowlat.evaluation.steps import listed_steps
+from snn_lowlat.evaluation.measuring.report import Report
+from snn_lowlat.evaluation.measuring.steps import listed_steps
 from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.modes import evaluating

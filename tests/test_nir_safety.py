@@ -13,7 +13,7 @@ from torch import nn
 
 import snn_lowlat
 from snn_lowlat import ConversionError, FileFormatError
-from snn_lowlat.adapters import BACKENDS
+from snn_lowlat.hosts import BACKENDS
 from tests.payloads import fields, payloads, replaced
 from tests.test_file_safety import damaged
 

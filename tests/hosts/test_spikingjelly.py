@@ -7,8 +7,9 @@ from spikingjelly.activation_based.ann2snn import FXConverter
 from torch import nn
 
 import snn_lowlat
-from snn_lowlat.adapters import get_backend, spikingjelly
-from snn_lowlat.adapters.spikingjelly import LowLatencyRecipe, OptimizedPotentialRecipe, ThresholdBalancingRecipe
+from snn_lowlat import spikingjelly as recipes
+from snn_lowlat.hosts import get_backend, spikingjelly
+from snn_lowlat.spikingjelly import LowLatencyRecipe, OptimizedPotentialRecipe, ThresholdBalancingRecipe
 from snn_lowlat.strategies import OptimizedPotential
 
 
@@ -44,7 +45,7 @@ def test_named_recipes_and_objects(model, images):
     assert torch.equal(by_class.convert(model)(images), by_object.convert(model)(images))
     assert isinstance(ThresholdBalancingRecipe(calibration=[images], timesteps=4), LowLatencyRecipe)
     with pytest.raises(AttributeError, match="OptimizedPotentialRecipe"):
-        spikingjelly.OptimisedPotentialRecipe  # noqa: B018
+        recipes.OptimisedPotentialRecipe  # noqa: B018
     with pytest.raises(ValueError, match="unknown strategy"):
         LowLatencyRecipe("optimised_potential", calibration=[images], timesteps=4)
 

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
-from snn_lowlat.adapters.watch import Watch
 from snn_lowlat.errors import SnnLowlatError
+from snn_lowlat.hosts import BACKENDS
+from snn_lowlat.hosts.watch import Watch
 from snn_lowlat.neurons import loops
 from snn_lowlat.neurons.loops import checksum
 

@@ -26,7 +26,7 @@ except ImportError as error:
         "to_nir and from_nir need the package nir, which is not installed: pip install 'snn_lowlat[nir]'"
     ) from error
 
-from snn_lowlat.adapters.nir.drift import Drift, LayerDrift
-from snn_lowlat.adapters.nir.exchange import NIRExport, from_nir, to_nir
+from snn_lowlat.nir.drift import Drift, LayerDrift
+from snn_lowlat.nir.exchange import NIRExport, from_nir, to_nir
 
 __all__ = ["Drift", "LayerDrift", "NIRExport", "from_nir", "to_nir"]

@@ -12,9 +12,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from snn_lowlat.evaluation.diagnosis import ERRORS, Diagnosis
-from snn_lowlat.evaluation.energy import Cost
-from snn_lowlat.evaluation.report import Report, labels, near
+from snn_lowlat.evaluation.measuring.diagnosis import ERRORS, Diagnosis
+from snn_lowlat.evaluation.measuring.energy import Cost
+from snn_lowlat.evaluation.measuring.report import Report, labels, near
 
 __all__ = [
     "Series",

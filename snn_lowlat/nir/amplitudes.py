@@ -16,7 +16,7 @@ from typing import Any, cast
 import nir
 import numpy as np
 
-from snn_lowlat.adapters.nir.network import WEIGHTED, Array, Network, diagonal
+from snn_lowlat.nir.network import WEIGHTED, Array, Network, diagonal
 
 __all__ = ["fold", "unfold"]
 

@@ -10,19 +10,17 @@ from dataclasses import dataclass, field, fields
 from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from snn_lowlat import checks
+from snn_lowlat.evaluation.measuring.diagnosis import Diagnosis
+from snn_lowlat.evaluation.measuring.energy import Cost
+from snn_lowlat.evaluation.measuring.example import Example
+from snn_lowlat.evaluation.measuring.operations import Operations
 from snn_lowlat.files import whole_file
-
-if TYPE_CHECKING:
-    from snn_lowlat.evaluation.analysis import Example
-    from snn_lowlat.evaluation.diagnosis import Diagnosis
-    from snn_lowlat.evaluation.energy import Cost
-    from snn_lowlat.evaluation.operations import Operations
 
 __all__ = ["COLUMNS", "Report", "table", "write_csv", "write_json"]
 
@@ -285,11 +283,6 @@ class Report:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
         """Read back what :meth:`to_dict` returned, or one of the ``reports`` in a file of :func:`write_json`."""
-        from snn_lowlat.evaluation.analysis import Example
-        from snn_lowlat.evaluation.diagnosis import Diagnosis
-        from snn_lowlat.evaluation.energy import Cost
-        from snn_lowlat.evaluation.operations import Operations
-
         names = {field.name for field in fields(cls)} & values.keys()
         kinds: dict[str, Any] = {"operations": Operations, "diagnosis": Diagnosis, "example": Example}
         read: dict[str, Any] = {name: values[name] for name in names}
@@ -314,7 +307,7 @@ class Report:
 
     def plot(self, path: str | Path) -> None:
         """Draw accuracy against steps beside the ANN's; the ending of ``path`` chooses the format (png, pdf, svg)."""
-        from snn_lowlat.evaluation.plots import plot_reports
+        from snn_lowlat.evaluation.reporting.plots import plot_reports
 
         plot_reports([self], path)
 
