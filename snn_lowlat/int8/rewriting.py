@@ -18,7 +18,7 @@ from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import without_ceilings
 from snn_lowlat.graph.sites import BATCH_NORMS, find_sites
-from snn_lowlat.graph.whole_numbers import LEVELS
+from snn_lowlat.int8.reading import LEVELS
 from snn_lowlat.neurons import MAX_POOLS, NEURONS
 from snn_lowlat.plan import Plan, SitePlan
 
