@@ -22,13 +22,12 @@ from snn_lowlat.graph import (
     describe,
     find_sites,
     normalise,
-    to_integers,
     with_per_step_max_pools,
-    with_rounded_weights,
 )
 from snn_lowlat.graph.vocabulary import by_dimensions
 from snn_lowlat.hosts import get_backend
 from snn_lowlat.images import floating_type, usable_images
+from snn_lowlat.int8 import to_integers, with_rounded_weights
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.neurons import MAX_POOLINGS
 from snn_lowlat.plan import SitePlan
@@ -99,7 +98,7 @@ def convert(
         ``"temporal_switch"`` (two spikes a pixel; images in [-1, 1]).
     precision : str
         ``"fp32"``, or ``"int8"``: weights of 8 bits, and thresholds, currents and pixels in whole numbers, so that
-        spikes depend on no order of sums; see :func:`snn_lowlat.graph.to_integers`.
+        spikes depend on no order of sums; see :func:`snn_lowlat.int8.to_integers`.
     max_pool : str
         What max-pools do with currents that vary from step to step: ``"cumulative"`` pools what they have added up to,
         which comes to what the original network computes; ``"per_step"`` pools each step's currents, which

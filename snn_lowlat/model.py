@@ -17,10 +17,11 @@ from torch import Tensor, fx, nn
 from snn_lowlat import checks
 from snn_lowlat.encoding import make_encoder
 from snn_lowlat.errors import SnnLowlatError
-from snn_lowlat.graph import describe, rebuild, whole_numbers
+from snn_lowlat.graph import describe, rebuild
 from snn_lowlat.hosts import get_backend
 from snn_lowlat.hosts.watch import Sight, Watch
 from snn_lowlat.images import floating_type, usable_images
+from snn_lowlat.int8 import whole_numbers
 from snn_lowlat.model_file import write_contents
 from snn_lowlat.modes import evaluating
 from snn_lowlat.neurons import NEURONS

@@ -13,7 +13,7 @@ ROOMS = """
     files tensor_files answers checks images registry plan processes provenance
     neurons encoding activations
     graph calibration strategies
-    simulation refinement
+    int8 simulation refinement
     hosts model_file model convert persistence
     spikingjelly snntorch nir adapters
     models training data

@@ -21,9 +21,9 @@ from snn_lowlat.convert import Conversion, convert
 from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.graph import current_shapes, find_sites, without_ceilings
 from snn_lowlat.graph.vocabulary import module_of
+from snn_lowlat.int8 import has_integer_kernels
 from snn_lowlat.neurons import per_channel
 from snn_lowlat.plan import Plan
-from snn_lowlat.simulation.integer_layers import has_integer_kernels
 
 __all__ = [
     "ANN",

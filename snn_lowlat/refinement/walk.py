@@ -13,7 +13,8 @@ from torch import Tensor, fx
 
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.errors import CalibrationError
-from snn_lowlat.graph import Schedule, Site, Walk, channel_dimensions, original_of
+from snn_lowlat.graph import Schedule, Site, Walk, channel_dimensions
+from snn_lowlat.int8 import original_of
 from snn_lowlat.neurons import MARGIN, per_channel
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.processes import gathered, mean_of_all, share_of
@@ -34,7 +35,7 @@ class LayerwiseWalk(ABC):
     ----------
     graph : GraphModule
         A network in normal form; the walk works on a copy. If its weights have been rounded
-        (:func:`snn_lowlat.graph.with_rounded_weights`), the original network is that with the weights before.
+        (:func:`snn_lowlat.int8.with_rounded_weights`), the original network is that with the weights before.
     plan : dict of str to SitePlan
         What each site becomes; the walk works on a copy.
     images : Tensor

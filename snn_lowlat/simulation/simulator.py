@@ -19,12 +19,11 @@ from snn_lowlat.graph import (
     current_shapes,
     find_sites,
     is_sum_for_one_reader,
-    whole_numbers,
 )
 from snn_lowlat.graph.vocabulary import functions, modules
+from snn_lowlat.int8 import IntegerConvolution, has_integer_kernels, use_integer_kernels, whole_numbers
 from snn_lowlat.neurons import NEURONS, per_channel
 from snn_lowlat.plan import Plan
-from snn_lowlat.simulation.integer_layers import IntegerConvolution, has_integer_kernels, use_integer_kernels
 from snn_lowlat.simulation.reference import fire
 from snn_lowlat.simulation.scan import FusedNeurons
 
@@ -48,7 +47,7 @@ class Simulator:
     - Integrate-and-fire neurons, what their spikes are worth, and the sum of a residual block in front of them are one
       pass of the memory; see :class:`snn_lowlat.simulation.FusedNeurons`.
     - Convolutions that read small whole numbers only, with whole weights, run on kernels for eight bits where the
-      platform has them, and spikes that are worth 1 are bytes then; see :func:`snn_lowlat.graph.whole_numbers`.
+      platform has them, and spikes that are worth 1 are bytes then; see :func:`snn_lowlat.int8.whole_numbers`.
 
     Calls may come from several threads at once.
 

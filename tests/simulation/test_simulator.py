@@ -8,9 +8,9 @@ from torch import nn
 
 import snn_lowlat
 from snn_lowlat.hosts import BACKENDS
+from snn_lowlat.int8 import IntegerConvolution, has_integer_kernels
 from snn_lowlat.models import ResNet, ResNet20
 from snn_lowlat.simulation import SCANS, Simulator, simulate
-from snn_lowlat.simulation.integer_layers import IntegerConvolution, has_integer_kernels
 
 STRATEGIES = ["optimized_potential", "value_range", "temporal_switch"]
 

@@ -5,7 +5,7 @@ from torch import nn
 
 import snn_lowlat
 from snn_lowlat.errors import ConversionError
-from snn_lowlat.graph.integers import LEVELS, to_integers, with_rounded_weights
+from snn_lowlat.int8 import LEVELS, to_integers, with_rounded_weights
 from snn_lowlat.models import SmallCNN
 from snn_lowlat.simulation import count, simulate
 

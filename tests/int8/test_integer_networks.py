@@ -6,8 +6,8 @@ from torch import nn
 
 import snn_lowlat
 from snn_lowlat.errors import ConversionError
-from snn_lowlat.graph import to_integers, whole_numbers
 from snn_lowlat.hosts import BACKENDS
+from snn_lowlat.int8 import to_integers, whole_numbers
 from snn_lowlat.simulation import simulate
 
 

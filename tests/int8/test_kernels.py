@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 import snn_lowlat
-from snn_lowlat.graph import whole_numbers
-from snn_lowlat.simulation import integer_layers
-from snn_lowlat.simulation.integer_layers import IntegerConvolution, has_integer_kernels, use_integer_kernels
+from snn_lowlat.int8 import kernels, whole_numbers
+from snn_lowlat.int8.kernels import IntegerConvolution, has_integer_kernels, use_integer_kernels
 
 needs_kernels = pytest.mark.skipif(not has_integer_kernels(), reason="this platform has no kernels for eight bits")
 
@@ -73,7 +72,7 @@ def test_platforms_without_kernels_say_so(monkeypatch):
     def fail(*_):
         raise NotImplementedError
 
-    monkeypatch.setattr(integer_layers, "IntegerConvolution", fail)
+    monkeypatch.setattr(kernels, "IntegerConvolution", fail)
     has_integer_kernels.cache_clear()
     assert not has_integer_kernels()
     monkeypatch.undo()

@@ -19,7 +19,7 @@ from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import without_ceilings
 from snn_lowlat.graph.sites import BATCH_NORMS, find_sites
 from snn_lowlat.graph.vocabulary import by_dimensions, functions, module_of, modules
-from snn_lowlat.graph.whole_numbers import LEVELS
+from snn_lowlat.int8.reading import LEVELS
 from snn_lowlat.neurons import MAX_POOLS, NEURONS
 from snn_lowlat.plan import Plan, SitePlan
 

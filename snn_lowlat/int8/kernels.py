@@ -86,7 +86,7 @@ def use_integer_kernels(graph: fx.GraphModule, image: Tensor, layers: Collection
         One input image or more, ``[N, ...]``: its shape counts.
     layers : collection of str
         The layers that read nothing but small whole numbers and add them up exactly, as
-        :attr:`snn_lowlat.graph.WholeNumbers.on_bytes` names them.
+        :attr:`snn_lowlat.int8.WholeNumbers.on_bytes` names them.
     """
     with torch.no_grad():
         ShapeProp(graph).propagate(image[:1])
