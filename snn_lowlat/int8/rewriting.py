@@ -17,8 +17,9 @@ from torch.fx.passes.shape_prop import ShapeProp
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import without_ceilings
-from snn_lowlat.graph.sites import BATCH_NORMS, find_sites
+from snn_lowlat.graph.sites import BATCH_NORMS
 from snn_lowlat.graph.vocabulary import by_dimensions, functions, module_of, modules
+from snn_lowlat.graph.walk import Schedule
 from snn_lowlat.int8.reading import LEVELS
 from snn_lowlat.neurons import MAX_POOLS, NEURONS
 from snn_lowlat.plan import Plan, SitePlan
@@ -151,7 +152,8 @@ class _Rewriting:
         self.values: dict[fx.Node, _Value] = {}
         with torch.no_grad():
             ShapeProp(self.graph).propagate(images[:2])
-        self.sites = {site.node: site for site in find_sites(self.graph).values()}
+        schedule = Schedule(self.graph)
+        self.sites, self.before_neurons = schedule.sites, schedule.before_neurons
         self.reference = next(self.graph.parameters(), images)
         self.of_pixels = self._what_pixels_become()
         self.brightest = _largest_values(self.graph, self.of_pixels, images)
@@ -159,12 +161,6 @@ class _Rewriting:
         self.rounded: dict[str, Tensor] = {}
         self.thresholds: dict[fx.Node, Tensor] = {}
         self.weights: dict[fx.Node, Tensor] = {}
-        # What the image alone decides, in every step anew.
-        self.still: set[fx.Node] = set()
-        for node in self.graph.graph.nodes:
-            reads = [before for before in node.all_input_nodes if before.op != "get_attr"]
-            if node not in self.sites and self.still.issuperset(reads):
-                self.still.add(node)
         self.together = self._layers_that_meet()
         # What neurons send is known before what drives them.
         for node, site in self.sites.items():
@@ -508,11 +504,11 @@ class _Rewriting:
 
     def _sum_of_different(self, node: fx.Node, terms: Sequence[fx.Node]) -> _Value:
         """Round what the image alone decides to the unit of the other term, or to the coarser if that is both."""
-        moving = [self.values[term] for term in terms if term not in self.still]
+        moving = [self.values[term] for term in terms if term not in self.before_neurons]
         if len(moving) == 2:
             raise self._obstacle(node, "its terms come from layers of different kinds")
         unit = moving[0].unit if moving else torch.maximum(*(self.values[term].unit for term in terms))
-        largest = sum(self._rounded_to(term, unit, node) for term in terms if term in self.still)
+        largest = sum(self._rounded_to(term, unit, node) for term in terms if term in self.before_neurons)
         return _Value(unit, largest + sum(value.largest for value in moving), is_current=True)
 
     def _sum_with_constant(self, node: fx.Node) -> _Value:
@@ -581,7 +577,9 @@ class _Rewriting:
                 meeting[node] = group
                 for layer in group:
                     # Pixels are worth far less than spikes: what reads them has units of its own.
-                    meeting[layer] = [other for other in group if (other in self.still) == (layer in self.still)]
+                    meeting[layer] = [
+                        other for other in group if (other in self.before_neurons) == (layer in self.before_neurons)
+                    ]
             elif node in self.sites:
                 threshold = self.plan[self.sites[node].name].threshold.double()
                 for layer in meeting.get(self.sites[node].current, []):

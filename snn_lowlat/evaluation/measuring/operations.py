@@ -44,11 +44,11 @@ from snn_lowlat.calibration import inputs_of
 from snn_lowlat.devices import device_of
 from snn_lowlat.encoding import input_events, make_encoder
 from snn_lowlat.evaluation.measuring.steps import listed_steps
-from snn_lowlat.graph import BATCH_NORMS, find_sites
-from snn_lowlat.graph.vocabulary import functions, module_of, modules
+from snn_lowlat.graph import BATCH_NORMS, Schedule, Site, Walk
+from snn_lowlat.graph.vocabulary import functions, modules
 from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.model import SpikingModel
-from snn_lowlat.neurons import MAX_POOLS, NEURONS, is_cumulative
+from snn_lowlat.neurons import NEURONS, is_cumulative
 from snn_lowlat.plan import Plan
 from snn_lowlat.progress import tracked
 from snn_lowlat.simulation import Simulator, is_counted, micro_batches, simulate, transmissions
@@ -408,7 +408,7 @@ class _Part:
 _EVENTS, _REAL, _CONSTANT = range(3)
 
 
-class _Structure(fx.Interpreter):
+class _Structure(Walk):
     """Follows events and real numbers through one image's layers, all weights being one.
 
     A value has three entries in the place of a batch: how many events reach an element if each neuron sends one,
@@ -418,55 +418,40 @@ class _Structure(fx.Interpreter):
     """
 
     def __init__(self, graph: fx.GraphModule, input_shape: Sequence[int], *, spiking: bool, encoder: str) -> None:
-        super().__init__(graph)
+        super().__init__(Schedule(graph))
         self.parts: list[_Part] = []
         self._spiking = spiking
-        self._encoder = encoder
         self._leaves: dict[str, Tensor] = {}
-        sites = find_sites(graph).values()
-        self._sites = {site.node: site for site in sites}
-        self._rest = {node for site in sites for node in site.rest}
         device = next((parameter.device for parameter in graph.parameters()), torch.device("cpu"))
+        zeros = torch.zeros(1, *input_shape, dtype=torch.float64, device=device)
         with torch.enable_grad():
-            self.run(torch.zeros(1, *input_shape, dtype=torch.float64, device=device))
-        del self.env, self._leaves
+            direct = encoder == "direct"
+            inputs = _value(constant=torch.ones_like(zeros)) if direct else self._source(_INPUT, zeros)
+            self._readout(self.run(inputs))
+        del self._leaves
 
-    def run_node(self, n: fx.Node) -> Any:
-        if n.op == "placeholder":
-            zeros = super().run_node(n)
-            return self._source(_INPUT, zeros) if self._encoder != "direct" else _value(constant=torch.ones_like(zeros))
-        if n.op == "get_attr":
-            return super().run_node(n)
-        if n in self._rest:
-            return self.env[n.all_input_nodes[0]]
-        values = [self.env[node] for node in n.all_input_nodes if node.op != "get_attr"]
-        if n in self._sites:
-            return self._neurons(self._sites[n].name, values[0])
-        if n.op == "output":
-            self._readout(values[0])
+    def layer(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        if node.op == "call_module":
+            return self._module(str(node.target), self.schedule.modules[node], args[0])
+        values: list[Tensor] = [self.values[n] for n in self.schedule.reads[node] if n.op != "get_attr"]
+        constants = [value for argument, value in zip(node.args, args, strict=True) if not _is_value(argument)]
+        if node.target in _SUMS:
+            return self._sum(node, values, constants)
+        if node.target is operator.neg:
             return values[0]
-        if n.op == "call_module":
-            return self._module(str(n.target), self.fetch_attr(str(n.target)), values[0])
-        if n.target in _SUMS:
-            return self._sum(n, values)
-        if n.target is operator.neg:
-            return values[0]
-        if n.target is operator.mul:
-            factor = next(self.env[a] if isinstance(a, fx.Node) else a for a in n.args if not self._is_value(a))
-            return values[0] * (torch.as_tensor(factor) != 0)
-        if n.target is torch.mean:
-            return self._added_up(n.name, values[0], lambda value: value.sum(*n.args[1:]))
-        return super().run_node(n)
-
-    def _is_value(self, argument: Any) -> bool:
-        return isinstance(argument, fx.Node) and argument.op != "get_attr"
+        if node.target is operator.mul:
+            return values[0] * (torch.as_tensor(constants[0]) != 0)
+        if node.target is torch.mean:
+            return self._added_up(node.name, args[0], lambda value: value.sum(*args[1:]))
+        return super().layer(node, args, kwargs)  # type: ignore[no-any-return]
 
     def _source(self, name: str, like: Tensor) -> Tensor:
         leaf = torch.ones_like(like, requires_grad=True)
         self._leaves[name] = leaf
         return _value(events=leaf)
 
-    def _neurons(self, name: str, value: Tensor) -> Tensor:
+    def neurons(self, site: Site, terms: Sequence[Tensor]) -> Tensor:
+        name, (value,) = site.name, terms
         number = value[0].numel()
         if not self._spiking:
             self._record(name, "neurons", value, value, once={"comparisons": number})
@@ -489,8 +474,6 @@ class _Structure(fx.Interpreter):
             return pad(value)  # type: ignore[no-any-return]
         if isinstance(module, _MOVED):
             return module(value)  # type: ignore[no-any-return]
-        if isinstance(module, MAX_POOLS):
-            return self._max_pool(name, module, value)
         if isinstance(module, _SPATIAL):
             patterns = _patterns(module, value)
             return self._added_up(name, value, lambda part: _spread(patterns, part))
@@ -527,7 +510,8 @@ class _Structure(fx.Interpreter):
         )
         return _value(real=varies[None], constant=(results[_CONSTANT:].detach() > 0).double())
 
-    def _max_pool(self, name: str, module: Any, value: Tensor) -> Tensor:
+    def max_pool(self, node: fx.Node, value: Tensor) -> Tensor:
+        module = self.schedule.modules[node]
         patterns = _patterns(module, value)
         varies = ((value[_EVENTS] + value[_REAL]) > 0).double()[None].detach()
         stays = (value[_CONSTANT:] > 0).double() * (1 - varies)
@@ -540,7 +524,9 @@ class _Structure(fx.Interpreter):
             number = float((value[_REAL] > 0).sum() + real.sum())
             changes |= {"additions": number, "state_accesses": 2 * number}
         events = {"additions": value[_EVENTS].sum()}
-        self._record(name, "pool", value, result, once={"comparisons": once}, each_step=changes, events=events)
+        self._record(
+            str(node.target), "pool", value, result, once={"comparisons": once}, each_step=changes, events=events
+        )
         return result
 
     def _added_up(self, name: str, value: Tensor, add_up: Callable[[Tensor], Tensor]) -> Tensor:
@@ -552,11 +538,10 @@ class _Structure(fx.Interpreter):
             self._record(name, "pool", value, result, once={"additions": once}, each_step={"additions": each_step})
         return result
 
-    def _sum(self, node: fx.Node, values: list[Tensor]) -> Tensor:
+    def _sum(self, node: fx.Node, values: list[Tensor], constants: list[Any]) -> Tensor:
         if len(values) < 2:
             # A constant of the network goes into the biases.
-            constant = next(self.env[a] if isinstance(a, fx.Node) else a for a in node.args if not self._is_value(a))
-            return values[0] + 0.0 * torch.as_tensor(constant)
+            return values[0] + 0.0 * torch.as_tensor(constants[0])
         result = values[0] + values[1]
         if not any(self._adds_up(before) for before in node.all_input_nodes):
             both = ((values[0] > 0) & (values[1] > 0)).double().flatten(1).sum(1)
@@ -567,7 +552,9 @@ class _Structure(fx.Interpreter):
 
     def _adds_up(self, node: fx.Node) -> bool:
         """Say whether a node is a layer whose products can be added straight to the other side of a sum."""
-        return self._spiking and len(node.users) == 1 and isinstance(module_of(self.module, node), _ADDS_PRODUCTS)
+        if not self._spiking or node.op != "call_module" or len(node.users) > 1:
+            return False
+        return isinstance(self.schedule.modules[node], _ADDS_PRODUCTS)
 
     def _record(
         self,
@@ -597,6 +584,10 @@ class _Structure(fx.Interpreter):
         names = list(self._leaves)
         found = torch.autograd.grad(number, list(self._leaves.values()), allow_unused=True, retain_graph=True)
         return {name: places[0] for name, places in zip(names, found, strict=True) if places is not None}
+
+
+def _is_value(argument: Any) -> bool:
+    return isinstance(argument, fx.Node) and argument.op != "get_attr"
 
 
 def _value(events: Tensor | None = None, real: Tensor | None = None, constant: Tensor | None = None) -> Tensor:
