@@ -15,7 +15,6 @@ from torch.fx.node import map_arg
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.errors import CalibrationError
 from snn_lowlat.graph import Site, channel_dimensions, find_sites
-from snn_lowlat.int8 import original_of
 from snn_lowlat.neurons import MARGIN, MAX_POOLS, max_pool_window, per_channel
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.processes import gathered, mean_of_all, share_of
@@ -35,20 +34,28 @@ class LayerwiseWalk(ABC):
     Parameters
     ----------
     graph : GraphModule
-        A network in normal form; the walk works on a copy. If its weights have been rounded
-        (:func:`snn_lowlat.int8.with_rounded_weights`), the original network is that with the weights before.
+        A network in normal form; the walk works on a copy.
     plan : dict of str to SitePlan
         What each site becomes; the walk works on a copy.
     images : Tensor
         Calibration images ``[N, ...]``; this process's share of them where several work together.
     timesteps : int
         The number of steps.
+    reference : GraphModule, optional
+        The original network, where it is another than the one to correct; see :meth:`Refinement.refine`.
     """
 
-    def __init__(self, graph: fx.GraphModule, plan: dict[str, SitePlan], images: Tensor, timesteps: int) -> None:
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        plan: dict[str, SitePlan],
+        images: Tensor,
+        timesteps: int,
+        reference: fx.GraphModule | None = None,
+    ) -> None:
         self.graph = copy.deepcopy(graph)
         self.plan = dict(plan)
-        self._original = fx.Interpreter(original_of(graph), garbage_collect_values=False)
+        self._original = fx.Interpreter(graph if reference is None else reference, garbage_collect_values=False)
         self.timesteps = timesteps
         self._counted = is_counted(plan)
         parts = micro_batches(images, 1 if self._counted else timesteps)
