@@ -15,10 +15,10 @@ from torch.fx.node import map_arg
 
 from snn_lowlat.graph import current_shapes, find_sites, is_sum_for_one_reader
 from snn_lowlat.int8 import IntegerConvolution, has_integer_kernels, use_integer_kernels, whole_numbers
+from snn_lowlat.kernels.scan import FusedNeurons
 from snn_lowlat.neurons import NEURONS, is_cumulative, max_pool_window, per_channel
 from snn_lowlat.plan import Plan
 from snn_lowlat.simulation.reference import fire
-from snn_lowlat.simulation.scan import FusedNeurons
 
 __all__ = ["Observer", "Simulator"]
 

@@ -12,8 +12,8 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from snn_lowlat.graph import WEIGHTED, is_sum_for_one_reader
+from snn_lowlat.kernels.surrogate import Repeat
 from snn_lowlat.neurons import is_cumulative, max_pool_window
-from snn_lowlat.neurons.surrogate import Repeat
 from snn_lowlat.training.trainable_neurons import TrainableNeurons
 
 __all__ = ["WindowPass"]
