@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -281,12 +282,20 @@ class Conversion:
             graph = with_per_step_max_pools(graph)
         plan = {name: self.strategy.plan(site, self.timesteps) for name, site in self.statistics.items()}
         graph, plan = same_everywhere(graph, plan)
+        original = graph
         if precision == "int8" and self.refinements:
             graph = with_rounded_weights(graph, plan, self.example, self.timesteps)
+        rounded = graph is not original
         for refinement in self.refinements:
-            graph, plan = refinement.refine(graph, plan, islice(self.batches, self.limit), self.timesteps)
+            known = {"reference": original} if rounded and _takes_reference(refinement) else {}
+            graph, plan = refinement.refine(graph, plan, islice(self.batches, self.limit), self.timesteps, **known)
             graph, plan = same_everywhere(graph, plan)
         return graph, plan
+
+
+def _takes_reference(refinement: Refinement) -> bool:
+    """Say whether a refinement asks for the original network; those of other packages need not."""
+    return "reference" in inspect.signature(refinement.refine).parameters
 
 
 def _kept(batches: Iterator[object], limit: int | None) -> list[Tensor]:

@@ -16,6 +16,7 @@ FORMER = [
     ("snn_lowlat.evaluation.operations", "snn_lowlat.evaluation.measuring.operations", "EventCounter Operations"),
     ("snn_lowlat.evaluation.report", "snn_lowlat.evaluation.measuring.report", "Report table"),
     ("snn_lowlat.evaluation.events", "snn_lowlat.simulation.events", "EventRecorder Events"),
+    ("snn_lowlat.neurons.surrogate", "snn_lowlat.kernels.surrogate", "SpikeOptions Surrogate"),
     ("snn_lowlat.model", "snn_lowlat.provenance", "Provenance"),
 ]
 

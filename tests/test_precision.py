@@ -6,7 +6,6 @@ import torch
 import snn_lowlat
 from snn_lowlat.evaluation import evaluate
 from snn_lowlat.hosts import BACKENDS
-from snn_lowlat.int8 import original_of
 from snn_lowlat.models import SmallCNN
 
 STRATEGIES = ["optimized_potential", "distribution_aware", "value_range", "temporal_switch"]
@@ -80,17 +79,28 @@ def test_corrections_see_the_rounded_weights():
     class Notes(snn_lowlat.Refinement):
         name = "notes"
 
-        def refine(self, graph, plan, batches, timesteps):
-            seen.append(graph)
+        def refine(self, graph, plan, batches, timesteps, reference=None):
+            seen.append((graph, reference))
             return graph, plan
 
     converted(refinements=[Notes()])
     converted(refinements=[Notes()], precision="fp32")
-    assert original_of(seen[1]) is seen[1]
-    before = dict(original_of(seen[0]).named_parameters())
-    assert all(torch.equal(before[name], value) for name, value in seen[1].named_parameters())
-    whole, single = (dict(graph.named_parameters()) for graph in seen)
+    assert seen[1][1] is None
+    before = dict(seen[0][1].named_parameters())
+    assert all(torch.equal(before[name], value) for name, value in seen[1][0].named_parameters())
+    whole, single = (dict(graph.named_parameters()) for graph, _ in seen)
     assert all(torch.equal(whole[name], single[name]) == name.endswith("bias") for name in single)
+
+
+def test_a_refinement_need_not_ask_for_the_original_network():
+    class Older(snn_lowlat.Refinement):
+        name = "older"
+
+        def refine(self, graph, plan, batches, timesteps):
+            return graph, plan
+
+    snn, images, _ = converted(refinements=[Older()])
+    assert torch.equal(snn(images), converted()[0](images))
 
 
 def test_bias_correction_mends_what_rounding_shifts():

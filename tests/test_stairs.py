@@ -11,7 +11,7 @@ import snn_lowlat
 ROOMS = """
     errors progress modes devices
     files tensor_files answers checks images registry plan processes provenance
-    neurons encoding activations
+    kernels.compiled kernels.loops neurons kernels neurons.surrogate encoding activations
     graph calibration strategies
     int8 simulation refinement
     hosts model_file model convert persistence
@@ -89,6 +89,11 @@ def test_no_import_goes_up():
 
 def test_exceptions_are_still_needed():
     assert not [(importer, imported) for importer, imported in EXCEPTIONS if imported not in IMPORTS[importer]]
+
+
+def test_numba_is_imported_by_kernels_alone():
+    importers = {_room(name) for name, path in MODULES.items() if "import numba" in path.read_text("utf-8")}
+    assert importers == {"kernels.compiled"}
 
 
 def test_no_imports_form_a_circle():

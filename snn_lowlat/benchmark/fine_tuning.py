@@ -30,7 +30,7 @@ from snn_lowlat.benchmark.contestants import (
     step_layers,
 )
 from snn_lowlat.benchmark.networks import Subject
-from snn_lowlat.neurons.surrogate import SpikeOptions, atan
+from snn_lowlat.kernels.surrogate import SpikeOptions, atan
 from snn_lowlat.training.spiking_network import TrainableNetwork
 
 __all__ = ["FINE_TUNING"]

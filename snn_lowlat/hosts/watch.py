@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn.modules import module as torch_module
 
-from snn_lowlat.neurons.loops import checksum
+from snn_lowlat.kernels.loops import checksum
 
 __all__ = ["Sight", "Watch"]
 

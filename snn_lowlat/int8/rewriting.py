@@ -24,7 +24,7 @@ from snn_lowlat.int8.reading import LEVELS
 from snn_lowlat.neurons import MAX_POOLS, NEURONS
 from snn_lowlat.plan import Plan, SitePlan
 
-__all__ = ["LEVELS", "original_of", "to_integers", "with_rounded_weights"]
+__all__ = ["LEVELS", "to_integers", "with_rounded_weights"]
 
 # Below this all whole numbers are floating-point numbers of single precision, and so are their sums, in any order.
 _EXACT = 2**24
@@ -46,7 +46,6 @@ _AVERAGE_POOL = by_dimensions("average pool")
 _NOTHING_BETWEEN = "it reads what another layer with weights computes, without neurons between"
 # A layer's rounding may be off by no more than this part of the currents that it is added to.
 _LEAST_RESOLUTION = 16
-_ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,7 @@ def with_rounded_weights(graph: fx.GraphModule, plan: Plan, images: Tensor, time
     Returns
     -------
     GraphModule
-        A copy, of which :func:`original_of` returns the network it was made from. Layers that are called more than once
-        keep their weights.
+        A copy. Layers that are called more than once keep their weights.
 
     Raises
     ------
@@ -133,14 +131,7 @@ def with_rounded_weights(graph: fx.GraphModule, plan: Plan, images: Tensor, time
         for name, weight in rewriting.rounded.items():
             if calls[name] == 1:
                 rounded.get_submodule(name).weight.copy_(weight)  # type: ignore[union-attr, operator]
-    rounded.meta[_ORIGINAL] = graph
     return rounded
-
-
-def original_of(graph: fx.GraphModule) -> fx.GraphModule:
-    """Return the network that one with rounded weights was made from; any other network as it is."""
-    original: fx.GraphModule = graph.meta.get(_ORIGINAL, graph)
-    return original
 
 
 class _Rewriting:

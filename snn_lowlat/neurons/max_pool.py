@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snn_lowlat.neurons.loops import in_threads, usable
+from snn_lowlat.kernels.loops import in_threads, usable
 
 __all__ = [
     "MAX_POOLINGS",
@@ -172,7 +172,7 @@ def _channels_last(values: Tensor) -> bool:
 
 def _compiled_window(pool: nn.MaxPool2d, currents: Tensor, timesteps: int) -> Tensor:
     """Do the same in one pass of the memory, for images ``[T * N, C, H, W]`` with their channels last."""
-    from snn_lowlat.neurons import compiled
+    from snn_lowlat.kernels import compiled
 
     shape = pool(torch.empty_like(currents[:1], device="meta")).shape[1:]
     pooled = currents.new_empty((len(currents), *shape)).to(memory_format=torch.channels_last)

@@ -28,7 +28,12 @@ class Refinement(Registered):
 
     @abstractmethod
     def refine(
-        self, graph: fx.GraphModule, plan: dict[str, SitePlan], batches: Iterable[object], timesteps: int
+        self,
+        graph: fx.GraphModule,
+        plan: dict[str, SitePlan],
+        batches: Iterable[object],
+        timesteps: int,
+        reference: fx.GraphModule | None = None,
     ) -> tuple[fx.GraphModule, dict[str, SitePlan]]:
         """Return the corrected network and plan.
 
@@ -42,6 +47,9 @@ class Refinement(Registered):
             Calibration batches.
         timesteps : int
             The window planned for, in steps.
+        reference : GraphModule, optional
+            The original network, where it is another than ``graph``: that with the weights from before they were
+            rounded. A refinement that has no such parameter is not given it.
         """
 
 

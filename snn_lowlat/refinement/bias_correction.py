@@ -53,11 +53,16 @@ class BiasCorrection(Refinement):
         check_counts(self, "images", "iterations")
 
     def refine(
-        self, graph: fx.GraphModule, plan: dict[str, SitePlan], batches: Iterable[object], timesteps: int
+        self,
+        graph: fx.GraphModule,
+        plan: dict[str, SitePlan],
+        batches: Iterable[object],
+        timesteps: int,
+        reference: fx.GraphModule | None = None,
     ) -> tuple[fx.GraphModule, dict[str, SitePlan]]:
         """Return a copy of the network with corrected biases; the plan stays as it is."""
         images = gather_images(graph, batches, self.images, "bias_correction")
-        return BiasWalk(graph, plan, images, timesteps, iterations=self.iterations).run()
+        return BiasWalk(graph, plan, images, timesteps, reference, iterations=self.iterations).run()
 
 
 class BiasWalk(LayerwiseWalk):

@@ -60,7 +60,12 @@ class ChannelThresholds(Refinement):
         checks.positive("channel_thresholds: rate", self.rate)
 
     def refine(
-        self, graph: fx.GraphModule, plan: dict[str, SitePlan], batches: Iterable[object], timesteps: int
+        self,
+        graph: fx.GraphModule,
+        plan: dict[str, SitePlan],
+        batches: Iterable[object],
+        timesteps: int,
+        reference: fx.GraphModule | None = None,
     ) -> tuple[fx.GraphModule, dict[str, SitePlan]]:
         """Return the network and a plan of integrate-and-fire neurons.
 
@@ -75,7 +80,8 @@ class ChannelThresholds(Refinement):
                 "strategy with such neurons, such as value_range."
             )
         images = gather_images(graph, batches, self.images, "channel_thresholds")
-        return ThresholdWalk(graph, plan, images, timesteps, iterations=self.iterations, rate=self.rate).run()
+        walk = ThresholdWalk(graph, plan, images, timesteps, reference, iterations=self.iterations, rate=self.rate)
+        return walk.run()
 
 
 class ThresholdWalk(LayerwiseWalk):
@@ -87,12 +93,13 @@ class ThresholdWalk(LayerwiseWalk):
         plan: dict[str, SitePlan],
         images: Tensor,
         timesteps: int,
+        reference: fx.GraphModule | None = None,
         *,
         iterations: int,
         rate: float,
     ) -> None:
         online = {name: replace(site, neuron="integrate_and_fire", parameters={}) for name, site in plan.items()}
-        super().__init__(graph, online, images, timesteps)
+        super().__init__(graph, online, images, timesteps, reference)
         self._given = plan
         self._iterations = iterations
         self._rate = rate

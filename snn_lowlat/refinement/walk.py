@@ -14,7 +14,6 @@ from torch import Tensor, fx
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.errors import CalibrationError
 from snn_lowlat.graph import Schedule, Site, Walk, channel_dimensions
-from snn_lowlat.int8 import original_of
 from snn_lowlat.neurons import MARGIN, per_channel
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.processes import gathered, mean_of_all, share_of
@@ -34,20 +33,28 @@ class LayerwiseWalk(ABC):
     Parameters
     ----------
     graph : GraphModule
-        A network in normal form; the walk works on a copy. If its weights have been rounded
-        (:func:`snn_lowlat.int8.with_rounded_weights`), the original network is that with the weights before.
+        A network in normal form; the walk works on a copy.
     plan : dict of str to SitePlan
         What each site becomes; the walk works on a copy.
     images : Tensor
         Calibration images ``[N, ...]``; this process's share of them where several work together.
     timesteps : int
         The number of steps.
+    reference : GraphModule, optional
+        The original network, where it is another than the one to correct; see :meth:`Refinement.refine`.
     """
 
-    def __init__(self, graph: fx.GraphModule, plan: dict[str, SitePlan], images: Tensor, timesteps: int) -> None:
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        plan: dict[str, SitePlan],
+        images: Tensor,
+        timesteps: int,
+        reference: fx.GraphModule | None = None,
+    ) -> None:
         self.graph = copy.deepcopy(graph)
         self.plan = dict(plan)
-        self._original = original_of(graph)
+        self._original = graph if reference is None else reference
         self.timesteps = timesteps
         self._counted = is_counted(plan)
         parts = micro_batches(images, 1 if self._counted else timesteps)

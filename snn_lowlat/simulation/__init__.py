@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from snn_lowlat.kernels.scan import SCANS, FusedNeurons
 from snn_lowlat.simulation.events import EventRecorder, Events
 from snn_lowlat.simulation.reference import (
     count,
@@ -16,7 +17,6 @@ from snn_lowlat.simulation.reference import (
     transmissions,
     window_starts,
 )
-from snn_lowlat.simulation.scan import SCANS, FusedNeurons
 from snn_lowlat.simulation.simulator import Observer, Simulator
 
 __all__ = [

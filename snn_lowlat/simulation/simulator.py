@@ -22,10 +22,10 @@ from snn_lowlat.graph import (
 )
 from snn_lowlat.graph.vocabulary import functions, modules
 from snn_lowlat.int8 import IntegerConvolution, has_integer_kernels, use_integer_kernels, whole_numbers
+from snn_lowlat.kernels.scan import FusedNeurons
 from snn_lowlat.neurons import NEURONS, per_channel
 from snn_lowlat.plan import Plan
 from snn_lowlat.simulation.reference import fire
-from snn_lowlat.simulation.scan import FusedNeurons
 
 __all__ = ["Observer", "Simulator"]
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from snn_lowlat import checks
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.encoding import make_encoder
+from snn_lowlat.kernels.surrogate import SpikeOptions, Surrogate
 from snn_lowlat.model import SpikingModel
-from snn_lowlat.neurons.surrogate import SpikeOptions, Surrogate
 from snn_lowlat.training.classifier import Classifier
 from snn_lowlat.training.spiking_network import TrainableNetwork
 from snn_lowlat.training.surrogates import make_surrogate
@@ -67,7 +67,7 @@ class FineTuning(Classifier):
     detach_reset : bool
         Let no gradient pass from the reset to the spike that caused it.
     threshold_gradient : {"proper", "paper_code"}
-        See :class:`snn_lowlat.neurons.surrogate.SpikeOptions`.
+        See :class:`snn_lowlat.kernels.surrogate.SpikeOptions`.
     train_thresholds, train_leaks : bool
         Whether thresholds and leaks are trained beside the weights. Without, a step of training takes less time.
     dropout : float

@@ -17,8 +17,8 @@ from snn_lowlat.graph import BATCH_NORMS, channel_dimensions, find_sites
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import fold_batch_norms
 from snn_lowlat.graph.vocabulary import by_dimensions, module_of, modules
+from snn_lowlat.kernels.surrogate import SpikeOptions
 from snn_lowlat.neurons import NEURONS
-from snn_lowlat.neurons.surrogate import SpikeOptions
 from snn_lowlat.plan import Plan, SitePlan
 from snn_lowlat.training.layout import lay_channels_last
 from snn_lowlat.training.trainable_neurons import TrainableNeurons

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from snn_lowlat import checks
 from snn_lowlat.errors import unknown_name
-from snn_lowlat.neurons.surrogate import SURROGATES, Surrogate
+from snn_lowlat.kernels.surrogate import SURROGATES, Surrogate
 
 __all__ = ["HostSurrogate", "make_surrogate"]
 
@@ -67,7 +67,7 @@ def make_surrogate(surrogate: str | Surrogate = "rectangular", **options: Any) -
     Parameters
     ----------
     surrogate : str or callable
-        The name of one in :data:`snn_lowlat.neurons.surrogate.SURROGATES`; one of a host's such as
+        The name of one in :data:`snn_lowlat.kernels.surrogate.SURROGATES`; one of a host's such as
         ``"spikingjelly.ATan"`` or ``"snntorch.fast_sigmoid"``; or a function that maps distances from the threshold,
         in units of the threshold, to the derivative. The hosts' own neurons give them the distance itself, so their
         widths and slopes are those of a threshold of 1.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from snn_lowlat.neurons.surrogate import Repeat, SpikeOptions, fire_repeatably
+from snn_lowlat.kernels.surrogate import Repeat, SpikeOptions, fire_repeatably
 from snn_lowlat.plan import SitePlan
 
 __all__ = ["TrainableNeurons"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from snn_lowlat.graph import WEIGHTED, Schedule, Site, Walk, is_sum_for_one_reader
-from snn_lowlat.neurons.surrogate import Repeat
+from snn_lowlat.kernels.surrogate import Repeat
 from snn_lowlat.training.trainable_neurons import TrainableNeurons
 
 __all__ = ["WindowPass"]

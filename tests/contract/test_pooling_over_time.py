@@ -9,9 +9,9 @@ from torch import nn
 import snn_lowlat
 from snn_lowlat.evaluation import diagnose
 from snn_lowlat.hosts import BACKENDS
+from snn_lowlat.kernels.surrogate import SpikeOptions
 from snn_lowlat.model_file import digest_of
 from snn_lowlat.neurons.max_pool import is_cumulative
-from snn_lowlat.neurons.surrogate import SpikeOptions
 from snn_lowlat.training.spiking_network import TrainableNetwork
 
 STRATEGIES = {

@@ -12,8 +12,8 @@ import snn_lowlat
 from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.hosts.watch import Watch
-from snn_lowlat.neurons import loops
-from snn_lowlat.neurons.loops import checksum
+from snn_lowlat.kernels import loops
+from snn_lowlat.kernels.loops import checksum
 
 
 def made(backend, strategy="optimized_potential"):

@@ -10,7 +10,7 @@ import snn_lowlat
 from snn_lowlat import SitePlan, SpikingModel
 from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.graph import find_sites
-from snn_lowlat.neurons.surrogate import SpikeOptions
+from snn_lowlat.kernels.surrogate import SpikeOptions
 from snn_lowlat.training.spiking_network import TrainableNetwork
 from snn_lowlat.training.trainable_neurons import TrainableNeurons
 from tests.contract.networks import NETWORKS, ResidualNetwork, make_images, make_network
@@ -156,7 +156,7 @@ def test_one_number_is_kept_for_each_neuron_and_step(loops: bool, monkeypatch: p
     sizes: dict[str, int] = {}
     snn.readout(images[:1], observe=lambda name, spikes: sizes.update({name: spikes.numel()}))
     if not loops:
-        monkeypatch.setattr("snn_lowlat.neurons.surrogate.usable", lambda values: False)
+        monkeypatch.setattr("snn_lowlat.kernels.surrogate.usable", lambda values: False)
     assert len(sizes) == 3
     assert kept_by(trainable(snn).train(), images) == pytest.approx(4 * 64 * sum(sizes.values()), rel=0.2)
 

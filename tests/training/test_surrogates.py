@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from snn_lowlat.neurons.surrogate import SURROGATES
+from snn_lowlat.kernels.surrogate import SURROGATES
 from snn_lowlat.training.surrogates import HostSurrogate, make_surrogate
 
 DISTANCES = torch.linspace(-1.7, 1.7, 8)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import snn_lowlat
-from snn_lowlat.neurons.surrogate import SpikeOptions
+from snn_lowlat.kernels.surrogate import SpikeOptions
 from snn_lowlat.training import window_pass
 from snn_lowlat.training.spiking_network import TrainableNetwork
 from tests.contract.networks import ResidualNetwork, make_images, make_network

@@ -31,7 +31,7 @@ def _have_loops() -> bool:
     if find_spec("numba") is None:
         return False
     try:
-        import_module("snn_lowlat.neurons.compiled")
+        import_module("snn_lowlat.kernels.compiled")
     except Exception as error:  # such as a version of NumPy that Numba does not know, or no place for compiled code
         warnings.warn(f"Numba does not work here, so neurons run slower: {error}", stacklevel=3)
         return False
@@ -39,7 +39,7 @@ def _have_loops() -> bool:
 
 
 def usable(values: Tensor) -> bool:
-    """Say whether :mod:`snn_lowlat.neurons.compiled` can be imported and takes tensors of this type and device."""
+    """Say whether :mod:`snn_lowlat.kernels.compiled` can be imported and takes tensors of this type and device."""
     return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64) and _have_loops()
 
 
@@ -47,7 +47,7 @@ def checksum(values: NDArray[np.uint8]) -> Callable[[], object]:
     """Return what reads bytes ``[M]``, as fast as memory can be read, and gives a number that differs where they do."""
     if not _have_loops():
         return lambda: (zlib.crc32(values.data), zlib.adler32(values.data))
-    from snn_lowlat.neurons import compiled
+    from snn_lowlat.kernels import compiled
 
     read: Any = compiled.checksum
     whole = len(values) // 8 * 8

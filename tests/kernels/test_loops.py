@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from snn_lowlat.neurons import loops
+from snn_lowlat.kernels import loops
 
 
 @pytest.fixture(autouse=True)

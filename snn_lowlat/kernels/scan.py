@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snn_lowlat.errors import unknown_name
+from snn_lowlat.kernels.loops import in_threads, memory_order, original_order, pattern, usable
 from snn_lowlat.neurons import integrate_and_fire_sequence, per_channel
-from snn_lowlat.neurons.loops import in_threads, memory_order, original_order, pattern, usable
 from snn_lowlat.plan import SitePlan
 
 __all__ = ["SCANS", "FusedNeurons"]
@@ -112,7 +112,7 @@ class FusedNeurons:
         return sent if self.dtype is None else sent.to(self.dtype)
 
     def _by_numba(self, currents: Tensor, other: Tensor | None, timesteps: int, steps: int, overwrite: bool) -> Tensor:
-        from snn_lowlat.neurons import compiled
+        from snn_lowlat.kernels import compiled
 
         order, dtype = memory_order(currents), self.dtype or currents.dtype
         flat = currents.permute(order).contiguous()

@@ -1,4 +1,4 @@
-"""Loops over steps and neurons, compiled by Numba; import this where :func:`snn_lowlat.neurons.loops.usable` says so.
+"""Loops over steps and neurons, compiled by Numba; import this where :func:`snn_lowlat.kernels.loops.usable` says so.
 
 All have the same shape. Neurons are a row ``[M]`` as they lie in memory, steps are rows of ``[T, M]``. A block of
 neurons goes through all steps before the next, so that its state never leaves the cache; within a block the inner loop
@@ -227,7 +227,7 @@ def window_backward(
     leak : float
         What stays of the potential from one step to the next, in the currents' type.
     surrogate : int
-        The place of the surrogate in ``snn_lowlat.neurons.surrogate.COMPILED``.
+        The place of the surrogate in ``snn_lowlat.kernels.surrogate.COMPILED``.
     option, scale : float
         Its width or slope, and its height, in the currents' type.
     detach_reset, paper_code : bool

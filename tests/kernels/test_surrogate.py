@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from snn_lowlat.neurons import integrate_and_fire
-from snn_lowlat.neurons.surrogate import (
+from snn_lowlat.kernels.surrogate import (
     SURROGATES,
     SpikeOptions,
     Surrogate,
@@ -23,6 +22,7 @@ from snn_lowlat.neurons.surrogate import (
     surrogate_integrate_and_fire,
     triangle,
 )
+from snn_lowlat.neurons import integrate_and_fire
 
 PRIMITIVES: dict[str, Callable[[Tensor], Tensor]] = {
     "rectangular": lambda u: u.clamp(-1, 1),

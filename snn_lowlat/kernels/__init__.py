@@ -1,0 +1,1 @@
+"""Loops over steps and neurons, compiled by Numba where it is installed, and what calls them."""
