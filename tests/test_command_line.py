@@ -233,6 +233,13 @@ def test_options_without_effect_are_named(command: Command, caplog: pytest.LogCa
     }
 
 
+def test_errors_are_sentences(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("model.weights=/nowhere.pt", "hydra.run.dir=run") == 1
+    errors = capsys.readouterr().err
+    assert "nowhere.pt" in errors
+    assert "Traceback" not in errors
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

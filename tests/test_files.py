@@ -1,13 +1,17 @@
 """Files that are whole or not there, and what killed processes leave."""
 
+import multiprocessing
 import os
+import signal
 import stat
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 
+import snn_lowlat
 from snn_lowlat import FileFormatError
 from snn_lowlat.files import open_regular, whole_file
 
@@ -69,29 +73,38 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def write_with_a_limit(folder, snn, images, other):
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    said = []
+    for save in (lambda: snn.save(folder / "snn.pt"), lambda: snn_lowlat.to_nir(snn, images, folder / "snn.nir")):
+        try:
+            save()
+        except OSError as error:
+            said.append(str(error))
+    other.send(said)
+
+
 @needs_locks
 def test_a_disk_that_is_full_is_told_and_the_old_file_stays(tmp_path):
     pytest.importorskip("nir", reason="the package nir is not installed: pip install 'snn_lowlat[nir]'")
-    code = """if True:
-        import resource, signal, torch, snn_lowlat
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        images = torch.rand(4, 8)
-        network = torch.nn.Sequential(torch.nn.Linear(8, 200), torch.nn.ReLU(), torch.nn.Linear(200, 3))
-        snn = snn_lowlat.convert(network, images, timesteps=2)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        for write in (lambda: snn.save("snn.pt"), lambda: snn_lowlat.to_nir(snn, images, "snn.nir")):
-            try:
-                write()
-            except OSError as error:
-                print(error)
-    """
+    images = torch.rand(4, 8)
+    network = torch.nn.Sequential(torch.nn.Linear(8, 200), torch.nn.ReLU(), torch.nn.Linear(200, 3))
+    snn = snn_lowlat.convert(network, images, timesteps=2)
     for name in ("snn.pt", "snn.nir"):
         (tmp_path / name).write_text("old")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    here, there = multiprocessing.Pipe()
+    arguments = (tmp_path, snn, images, there)
+    process = multiprocessing.get_context("fork").Process(target=write_with_a_limit, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    said = here.recv()
     for name in ("snn.pt", "snn.nir"):
-        assert f"{name} could not be written, the file that was there is unchanged: File too large" in done.stdout
+        message = f"{name} could not be written, the file that was there is unchanged: File too large"
+        assert any(message in sentence for sentence in said)
         assert (tmp_path / name).read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["snn.nir", "snn.pt"]
 

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, fx, nn
@@ -22,7 +21,7 @@ from snn_lowlat.benchmark.measuring import Times, _extra_memory, alternate, extr
 from snn_lowlat.benchmark.networks import Subject, make_subject, smooth_images
 from snn_lowlat.benchmark.presenting import Result, rows, tables
 from snn_lowlat.benchmark.tasks import TASKS
-from snn_lowlat.config import CONFIG_FOLDER, ConfigError, checked
+from snn_lowlat.config import ConfigError, checked
 from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.graph import find_sites
 from snn_lowlat.hosts import get_backend
@@ -52,13 +51,7 @@ RESIDUAL = (
     "benchmark.input_shape=[3,8,8]",
 )
 PADDED = ("+benchmark.networks.tiny._target_=test_benchmark.Padded", "benchmark.input_shape=[1,8,8]")
-
-
-@pytest.fixture(autouse=True)
-def _hydra() -> Iterator[None]:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        yield
+pytestmark = pytest.mark.usefixtures("hydra")
 
 
 def composed(*overrides: str, network: tuple[str, ...] = SMALL) -> DictConfig:

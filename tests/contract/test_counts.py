@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from matrix import COUNTED, ROWS
 from networks import NETWORKS, make_images, make_network, recorded
-from test_contract import ROWS, label
 
 import snn_lowlat
 from snn_lowlat.hosts import BACKENDS
@@ -12,16 +12,7 @@ from snn_lowlat.neurons.accumulate_then_fire import MARGIN
 from snn_lowlat.simulation import count, simulate
 
 
-def counted(row):
-    name, options = row
-    model, images = make_network(NETWORKS[0]), make_images(8)
-    return snn_lowlat.convert(model, [images], strategy=name, timesteps=2, **options).is_counted
-
-
-COUNTED = [row for row in ROWS if counted(row)]
-
-
-@pytest.fixture(params=COUNTED, ids=label, scope="module")
+@pytest.fixture(params=COUNTED, scope="module")
 def row(request):
     return request.param
 
@@ -32,7 +23,7 @@ def kind(request):
 
 
 def convert(row, model, images, timesteps, **options):
-    name, strategy_options = row
+    name, strategy_options = ROWS[row]
     return snn_lowlat.convert(model, [images], strategy=name, timesteps=timesteps, **strategy_options, **options)
 
 

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from matrix import HOSTS, NEURONS, ROWS, TIMESTEPS
 from networks import MaxPoolNetwork, make_images, make_network, recorded
-from test_contract import ROWS, TIMESTEPS, label
 
 import snn_lowlat
-from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.models import ResNet20, SmallCNN
 from snn_lowlat.plan import SitePlan
 
@@ -36,14 +35,17 @@ def assert_equal_spikes(first, second, images):
         assert torch.equal(outputs, others)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=label)
-@pytest.mark.parametrize("kind", [digits_cnn, ResNet20, MaxPoolNetwork], ids=lambda kind: kind.__name__)
-def test_every_spike_is_the_same(row, kind):
-    name, options = row
+SMALL = [(kind, row) for kind in (digits_cnn, MaxPoolNetwork) for row in ROWS]
+LARGE = [(ResNet20, rows[0]) for neuron, rows in NEURONS.items() if neuron != "leaky_integrate_and_fire"]
+
+
+@pytest.mark.parametrize(("kind", "row"), SMALL + LARGE, ids=lambda value: getattr(value, "__name__", value))
+def test_every_spike_is_the_same(kind, row):
+    name, options = ROWS[row]
     model, images = make(kind)
     networks = [
         snn_lowlat.convert(model, [images], strategy=name, timesteps=TIMESTEPS, backend=backend, **options)
-        for backend in BACKENDS
+        for backend in HOSTS
     ]
     assert_equal_spikes(*networks, images[: 2 if kind is ResNet20 else 5])
 

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from matrix import HOSTS, STRATEGIES
 from networks import NETWORKS, ResidualNetwork, make_images, make_network, recorded
-from test_contract import STRATEGIES
 
 import snn_lowlat
-from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.simulation import simulate, simulate_events
 
 ROWS = STRATEGIES["temporal_switch"]
@@ -73,7 +72,7 @@ def test_neurons_that_send_spikes_have_no_registers(kind):
         simulate_events(graph, plan, images.expand(2, *images.shape))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HOSTS)
 def test_a_time_loop_sends_events(row, kind, backend):
     """Their sum over a time loop is what is on; each is the change of the step."""
     snn, images = convert(row, kind, backend=backend)
@@ -87,7 +86,7 @@ def test_a_time_loop_sends_events(row, kind, backend):
             assert set(layer.event.unique().tolist()) <= {-1.0, 0.0, 1.0}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HOSTS)
 @pytest.mark.parametrize("row", [{}, {"output": "pipelined", "gap": 2}, {"output": "pipelined", "gap": 5}], ids=str)
 def test_a_new_image_in_every_window(row, kind, backend):
     """Layers work on different images at the same time, and shortcuts wait for what they are added to."""
@@ -100,7 +99,7 @@ def test_a_new_image_in_every_window(row, kind, backend):
     torch.testing.assert_close(outputs.unflatten(0, (8, 6)).mean(1), snn.simulate(images))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HOSTS)
 def test_a_new_image_in_every_window_of_neurons_that_count(backend):
     snn, images = convert({"strategy": "value_range"}, ResidualNetwork, backend=backend)
     first = snn.latency_steps - snn.timesteps

@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
-from snn_lowlat.config import CONFIG_FOLDER, ConfigError
+from snn_lowlat.config import ConfigError
 from snn_lowlat.run import run
+from tests import hydra_runs
+from tests.hydra_runs import composed
 
-FAST = (
-    *("threads=1", "trainer.max_epochs=1", "model.width=4", "trainer.accelerator=cpu", "device=cpu"),
-    *("data.limit_test=40", "report.images=20"),
-)
-
-
-@pytest.fixture(autouse=True)
-def _hydra() -> Iterator[None]:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        yield
-
-
-def composed(*overrides: str) -> Any:
-    return compose("config", overrides=list(overrides))
+FAST = (*hydra_runs.FAST, "data.limit_test=40", "report.images=20")
+pytestmark = pytest.mark.usefixtures("hydra")
 
 
 def test_a_report_to_read_is_written_only_when_asked_for(tmp_path: Path) -> None:

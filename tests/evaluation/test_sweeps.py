@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 from snn_lowlat import load
 from snn_lowlat.config import CONFIG_FOLDER, ConfigError
 from snn_lowlat.data import Digits
 from snn_lowlat.evaluation import evaluate
 from snn_lowlat.run import run
+from tests import hydra_runs
+from tests.hydra_runs import command, composed
 
-FAST = ("threads=1", "model.width=4", "trainer.max_epochs=1", "trainer.accelerator=cpu", "device=cpu", "timesteps=1")
-
-
-@pytest.fixture
-def composed() -> Iterator[Any]:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        yield lambda *overrides: compose("config", overrides=list(overrides))
+FAST = (*hydra_runs.FAST, "timesteps=1")
 
 
 def sweep(folder: Path, *arguments: str) -> list[dict[str, str]]:
-    package = str(Path(__file__).resolve().parents[2])
-    code = f"import sys; sys.path.insert(0, {package!r}); from snn_lowlat.run import command_line; command_line()"
-    command = [sys.executable, "-c", code, "--multirun", "hydra.sweep.dir=sweep", *FAST, *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    done = command("--multirun", "hydra.sweep.dir=sweep", *FAST, *arguments, folder=folder)
     assert done.returncode == 0, done.stderr
     with (folder / "sweep" / "leaderboard.csv").open() as file:
         return list(csv.DictReader(file))
@@ -69,7 +55,8 @@ def test_sweep_files_name_their_command_and_extra(path: Path) -> None:
     assert list(content["defaults"][0]) in (["override /hydra/launcher"], ["override /hydra/sweeper"])
 
 
-def test_the_objective_is_validation_accuracy_when_asked_for(tmp_path: Path, composed: Any) -> None:
+@pytest.mark.usefixtures("hydra")
+def test_the_objective_is_validation_accuracy_when_asked_for(tmp_path: Path) -> None:
     test = run(composed(*FAST), tmp_path)
     weights = f"model.weights={tmp_path / 'ann.pt'}"
     found = run(composed(*FAST, weights, "objective=validation"), tmp_path / "validation")
@@ -80,6 +67,7 @@ def test_the_objective_is_validation_accuracy_when_asked_for(tmp_path: Path, com
     assert test == evaluate(snn, data.test_dataloader()).accuracy
 
 
+@pytest.mark.usefixtures("hydra")
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -87,8 +75,6 @@ def test_the_objective_is_validation_accuracy_when_asked_for(tmp_path: Path, com
         (["objective=validation", "data.validation_fraction=0"], "needs validation images"),
     ],
 )
-def test_objectives_that_can_not_be_are_refused(
-    overrides: list[str], message: str, tmp_path: Path, composed: Any
-) -> None:
+def test_objectives_that_can_not_be_are_refused(overrides: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         run(composed(*FAST, *overrides), tmp_path)
