@@ -78,10 +78,6 @@ def test_every_room_is_there():
     assert {_room(module) for module in MODULES} == set(ROOMS)
 
 
-def test_every_room_is_there():
-    assert {_room(module) for module in MODULES} == set(ROOMS)
-
-
 def test_no_import_goes_up():
     up = {
         (importer, imported)
