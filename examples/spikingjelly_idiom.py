@@ -10,7 +10,7 @@ from spikingjelly.activation_based import functional, monitor, neuron
 from spikingjelly.activation_based.ann2snn import FXConverter
 from trained_digits import trained_digits
 
-from snn_lowlat.adapters.spikingjelly import OptimizedPotentialRecipe
+from snn_lowlat.spikingjelly import OptimizedPotentialRecipe
 
 TIMESTEPS = 8
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import snn_lowlat
 from snn_lowlat.data import CIFAR10
-from snn_lowlat.evaluation.operations import EventCounter, ann_operations
+from snn_lowlat.evaluation.measuring.operations import EventCounter, ann_operations
 from snn_lowlat.models import ResNet20, load_weights
 from snn_lowlat.simulation import micro_batches, transmissions
 

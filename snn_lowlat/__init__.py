@@ -17,8 +17,9 @@ from snn_lowlat.strategies import Strategy, register_strategy, strategies
 
 if TYPE_CHECKING:
     from snn_lowlat import snntorch as snntorch
-    from snn_lowlat.adapters.nir import from_nir as from_nir
-    from snn_lowlat.adapters.nir import to_nir as to_nir
+    from snn_lowlat import spikingjelly as spikingjelly
+    from snn_lowlat.nir import from_nir as from_nir
+    from snn_lowlat.nir import to_nir as to_nir
 
 __version__ = "0.1.0"
 
@@ -45,9 +46,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what not everybody needs when it is asked for: snnTorch's idiom, and NIR, whose package is an extra."""
-    if name == "snntorch":
-        return import_module("snn_lowlat.snntorch")
+    """Import what not everybody needs when it is asked for: the hosts' idioms, and NIR, whose package is an extra."""
+    if name in ("spikingjelly", "snntorch"):
+        return import_module(f"{__name__}.{name}")
     if name in ("from_nir", "to_nir"):
-        return getattr(import_module("snn_lowlat.adapters.nir"), name)
+        return getattr(import_module("snn_lowlat.nir"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from snn_lowlat.errors import unknown_name
-
-if TYPE_CHECKING:
-    from snn_lowlat.model import SpikingModel
 
 __all__ = [
     "batches",
@@ -39,7 +36,10 @@ __all__ = [
     "values",
 ]
 
+Value = TypeVar("Value")
+
 _LARGEST_SEED = 2**63 - 1
+_SPIKING_MODEL = "snn_lowlat.model.SpikingModel"
 
 
 def count(name: str, value: Any, minimum: int = 1, maximum: int | None = None) -> int:
@@ -296,11 +296,9 @@ def network(name: str, value: Any, *, rewritten: bool = False, spiking: bool = F
     return model
 
 
-def spiking_model(name: str, value: Any) -> SpikingModel:
+def spiking_model(name: str, value: Value) -> Value:
     """Return a :class:`snn_lowlat.SpikingModel`; anything else is a ``ValueError`` that says what to give."""
-    from snn_lowlat.model import SpikingModel
-
-    if isinstance(value, SpikingModel):
+    if _SPIKING_MODEL in _classes(value):
         return value
     advice = ""
     if isinstance(value, str | PathLike):
@@ -336,11 +334,16 @@ def _refuse_other_than_network(name: str, value: Any, spiking: bool) -> None:
     raise ValueError(f"{name} must be a torch.nn.Module, not {_described(value)}{advice}.")
 
 
+def _classes(value: object) -> list[str]:
+    """Name an object's classes: with names, neither the hosts nor what stands on this module need be imported."""
+    return [f"{base.__module__}.{base.__name__}" for base in type(value).__mro__]
+
+
 def _is_spiking(module: nn.Module) -> bool:
     """Say whether a module is a host's neuron, without importing the hosts."""
-    hosts = ("spikingjelly.activation_based.neuron", "snntorch._neurons", "snn_lowlat.adapters.")
-    places = [base.__module__ for base in type(module).__mro__]
-    return "snn_lowlat.model" in places or any(place.startswith(hosts) for place in places)
+    hosts = ("spikingjelly.activation_based.neuron", "snntorch._neurons", "snn_lowlat.hosts.")
+    classes = _classes(module)
+    return _SPIKING_MODEL in classes or any(name.startswith(hosts) for name in classes)
 
 
 def _is_quantised(module: nn.Module) -> bool:

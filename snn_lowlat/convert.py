@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from snn_lowlat import checks
-from snn_lowlat.adapters import get_backend
 from snn_lowlat.calibration import SiteStatistics, calibrate, inputs_of
 from snn_lowlat.devices import device_of
 from snn_lowlat.encoding import make_encoder
@@ -23,15 +22,17 @@ from snn_lowlat.graph import (
     describe,
     find_sites,
     normalise,
-    to_integers,
     with_per_step_max_pools,
-    with_rounded_weights,
 )
+from snn_lowlat.graph.vocabulary import by_dimensions
+from snn_lowlat.hosts import get_backend
 from snn_lowlat.images import floating_type, usable_images
-from snn_lowlat.model import Provenance, SpikingModel
+from snn_lowlat.int8 import to_integers, with_rounded_weights
+from snn_lowlat.model import SpikingModel
 from snn_lowlat.neurons import MAX_POOLINGS
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.processes import gathered, same_everywhere
+from snn_lowlat.provenance import Provenance
 from snn_lowlat.refinement import Refinement, make_refinement
 from snn_lowlat.strategies import Strategy, make_strategy
 
@@ -89,7 +90,7 @@ def convert(
     timesteps : int
         The simulation window of a layer, in steps.
     backend : str
-        The host library, one of :data:`snn_lowlat.adapters.BACKENDS`.
+        The host library, one of :data:`snn_lowlat.hosts.BACKENDS`.
     refinements : sequence of str or Refinement
         Corrections that follow the strategy, in order, such as ``"bias_correction"``.
     encoder : str
@@ -97,7 +98,7 @@ def convert(
         ``"temporal_switch"`` (two spikes a pixel; images in [-1, 1]).
     precision : str
         ``"fp32"``, or ``"int8"``: weights of 8 bits, and thresholds, currents and pixels in whole numbers, so that
-        spikes depend on no order of sums; see :func:`snn_lowlat.graph.to_integers`.
+        spikes depend on no order of sums; see :func:`snn_lowlat.int8.to_integers`.
     max_pool : str
         What max-pools do with currents that vary from step to step: ``"cumulative"`` pools what they have added up to,
         which comes to what the original network computes; ``"per_step"`` pools each step's currents, which
@@ -128,7 +129,6 @@ def convert(
     """
     if isinstance(calibration, nn.Module) and not isinstance(model, nn.Module):
         raise ValueError("the network and the data are swapped: give convert(model, calibration).")
-    model = checks.network("model", model, rewritten=True)
     host = get_backend(backend)
     make_encoder(encoder)
     checks.one_of("precision", precision, PRECISIONS)
@@ -252,6 +252,7 @@ class Conversion:
 
     def normalise(self, model: nn.Module) -> fx.GraphModule:
         """Rewrite the network into the normal form."""
+        model = checks.network("model", model, rewritten=True)
         try:
             self.example = usable_images(self.example, floating_type(model))
         except ValueError as error:
@@ -334,9 +335,9 @@ def _check_that_it_runs(model: nn.Module, images: Tensor) -> None:
         ) from error
 
 
+_KINDS = by_dimensions("convolution"), by_dimensions("transposed convolution"), by_dimensions("norm")
+# Norms of one dimension take vectors too.
 _DIMENSIONS: dict[type[nn.Module], int] = {
-    **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d), 3),
-    **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d), 4),
-    **dict.fromkeys((nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d), 5),
+    layer: dimensions + 2 for kind in _KINDS for dimensions, layer in kind.items() if layer is not nn.BatchNorm1d
 }
 """How many dimensions a batch has for a layer."""

@@ -76,6 +76,12 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.close(handle)
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text that is whole or not there; see :func:`whole_file`."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file for reading; anything else of that name, from which reading might never end, is refused.
 

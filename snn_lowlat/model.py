@@ -3,91 +3,36 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import platform
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
 
 from snn_lowlat import checks
-from snn_lowlat.adapters import get_backend
-from snn_lowlat.adapters.watch import Sight, Watch
 from snn_lowlat.encoding import make_encoder
 from snn_lowlat.errors import SnnLowlatError
-from snn_lowlat.graph import describe, rebuild, whole_numbers
+from snn_lowlat.graph import describe, rebuild
+from snn_lowlat.hosts import get_backend
+from snn_lowlat.hosts.watch import Sight, Watch
 from snn_lowlat.images import floating_type, usable_images
+from snn_lowlat.int8 import whole_numbers
+from snn_lowlat.model_file import write_contents
 from snn_lowlat.modes import evaluating
 from snn_lowlat.neurons import NEURONS
 from snn_lowlat.plan import SitePlan
-from snn_lowlat.refinement import Refinement
-from snn_lowlat.simulation import Observer, Simulator, is_counted, micro_batches
-from snn_lowlat.strategies import Strategy
-
-if TYPE_CHECKING:
-    from snn_lowlat.evaluation.events import Events
+from snn_lowlat.provenance import Provenance
+from snn_lowlat.simulation import EventRecorder, Events, Observer, Simulator, is_counted, micro_batches
 
 __all__ = ["Provenance", "SpikingModel"]
 
 _PRECISIONS = {torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _FAST = (torch.float32, torch.float64)
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a converted network comes from: enough to rebuild it and to say how it was made.
-
-    Attributes
-    ----------
-    strategy : str
-        The strategy's name.
-    options : dict
-        The strategy's options.
-    refinements : list of dict
-        The refinements that followed, each with its ``name`` and options.
-    input_shape : tuple of int
-        The shape of one input image.
-    signature : str
-        A digest of the network's normal form, weights aside.
-    versions : dict of str to str
-        The versions of this package, the host libraries, torch and Python at the time of conversion.
-    precision : str
-        What it was converted to: ``"fp32"``, or ``"int8"`` for a network in whole numbers. What it is now says
-        :attr:`SpikingModel.precision`.
-    """
-
-    strategy: str
-    options: dict[str, Any]
-    refinements: list[dict[str, Any]]
-    input_shape: tuple[int, ...]
-    signature: str
-    versions: dict[str, str] = field(default_factory=dict)
-    precision: str = "fp32"
-
-    @classmethod
-    def of(
-        cls,
-        graph: fx.GraphModule,
-        strategy: Strategy,
-        refinements: Sequence[Refinement],
-        input_shape: tuple[int, ...],
-        precision: str = "fp32",
-    ) -> Provenance:
-        """Describe a conversion that has just been made."""
-        names = [{"name": refinement.name, **refinement.options()} for refinement in refinements]
-        made = strategy.name, strategy.options(), names, input_shape, signature(graph), current_versions(), precision
-        return cls(*made)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the record as plain values."""
-        return asdict(self) | {"input_shape": list(self.input_shape)}
 
 
 class SpikingModel(nn.Module):
@@ -251,8 +196,6 @@ class SpikingModel(nn.Module):
         """
         if not record_events:
             return self.readout(images)[-1]
-        from snn_lowlat.evaluation.events import EventRecorder
-
         recorder = EventRecorder(self)
         logits = self.readout(images, observe=recorder)[-1]
         return logits, recorder.events(images)
@@ -462,10 +405,37 @@ class SpikingModel(nn.Module):
         ----------
         path : path
             The file to write; :func:`snn_lowlat.load` reads it.
-        """
-        from snn_lowlat.persistence import save
 
-        save(self, path)
+        Raises
+        ------
+        ValueError
+            If the path is empty.
+        OSError
+            If it is a folder, or can't be written, as on a full disk; what was there before is unchanged.
+        """
+        graph, plan = self.normal_form()
+        contents = {
+            "structure": self.structure,
+            "weights": {name: value.cpu() for name, value in graph.state_dict().items()},
+            "plan": {
+                name: {
+                    "threshold": site.threshold,
+                    "initial_potential": site.initial_potential,
+                    "amplitude": site.amplitude,
+                    "neuron": site.neuron,
+                    "parameters": dict(site.parameters),
+                }
+                for name, site in plan.items()
+            },
+            "timesteps": self.timesteps,
+            "backend": self.backend,
+            "encoder": self.encoder,
+            "seed": self.seed,
+            "depth": self.depth,
+            "ann_accuracy": self.ann_accuracy,
+            "provenance": self.provenance.as_dict(),
+        }
+        write_contents(contents, path)
 
     def _shown_precision(self) -> str:
         try:
@@ -542,27 +512,6 @@ def _check_numbers(network: nn.Module) -> None:
             layer, _, attribute = name.rpartition(".")
             raise SnnLowlatError(
                 f"layer {layer!r}: {bad} of {value.numel()} numbers in its {attribute} are NaN or infinite, and a "
-                "neuron that gets such currents is silent: find out what has set them, or load the weights again."
+                "neuron that gets such currents is silent: find out what has set them (half() does so to what is above "
+                "65504), or load the weights again."
             )
-
-
-def signature(graph: fx.GraphModule) -> str:
-    """Digest what a network in normal form computes, weights aside: two networks with one signature share a plan."""
-    shapes = {name: tuple(value.shape) for name, value in graph.state_dict().items()}
-    lines = [f"{node.op} {node.name} {_target(node.target)} {node.args}" for node in graph.graph.nodes]
-    return hashlib.sha256("\n".join([*lines, str(shapes)]).encode()).hexdigest()
-
-
-def current_versions() -> dict[str, str]:
-    """Return the versions of this package, the host libraries, torch and Python."""
-    versions = {"python": platform.python_version()}
-    for package in ("snn_lowlat", "torch", "spikingjelly", "snntorch"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
-
-
-def _target(target: object) -> str:
-    return target if isinstance(target, str) else getattr(target, "__name__", str(target))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,12 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from snn_lowlat import checks
-from snn_lowlat.adapters import BACKENDS, get_backend
 from snn_lowlat.checks import count, fraction, number, one_of
 from snn_lowlat.convert import PRECISIONS
 from snn_lowlat.encoding import ENCODERS
 from snn_lowlat.errors import FileFormatError
-from snn_lowlat.files import MOST_STEPS, MOST_VALUES, whole_file
+from snn_lowlat.files import MOST_STEPS, MOST_VALUES
 from snn_lowlat.graph import (
     describe,
     fill,
@@ -30,67 +27,22 @@ from snn_lowlat.graph import (
     with_per_step_max_pools,
     with_safe_names,
 )
-from snn_lowlat.model import Provenance, SpikingModel, signature
+from snn_lowlat.hosts import BACKENDS, get_backend
+from snn_lowlat.model import SpikingModel
+from snn_lowlat.model_file import read_contents
 from snn_lowlat.neurons import NEURONS
 from snn_lowlat.plan import SitePlan
+from snn_lowlat.provenance import Provenance, signature
 from snn_lowlat.simulation import is_online
-from snn_lowlat.tensor_files import read_tensors
 
 __all__ = ["load", "save"]
 
-_FORMAT = "snn_lowlat.SpikingModel"
-_VERSION = 3
 _FIRST_WITH_CUMULATIVE_POOLS = 3
 
 
 def save(snn: SpikingModel, path: str | PathLike[str]) -> None:
-    """Write a converted network, as it is now, to a file, which appears whole or not at all.
-
-    Parameters
-    ----------
-    snn : SpikingModel
-        The network.
-    path : path
-        The file to write.
-
-    Raises
-    ------
-    ValueError
-        If the path is empty.
-    OSError
-        If it is a folder, or can't be written, as on a full disk; what was there before is unchanged.
-    """
-    snn = checks.spiking_model("snn", snn)
-    graph, plan = snn.normal_form()
-    contents = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "structure": snn.structure,
-        "weights": {name: value.cpu() for name, value in graph.state_dict().items()},
-        "plan": {
-            name: {
-                "threshold": site.threshold,
-                "initial_potential": site.initial_potential,
-                "amplitude": site.amplitude,
-                "neuron": site.neuron,
-                "parameters": dict(site.parameters),
-            }
-            for name, site in plan.items()
-        },
-        "timesteps": snn.timesteps,
-        "backend": snn.backend,
-        "encoder": snn.encoder,
-        "seed": snn.seed,
-        "depth": snn.depth,
-        "ann_accuracy": snn.ann_accuracy,
-        "provenance": snn.provenance.as_dict(),
-    }
-    contents["digest"] = _digest(contents)
-    # torch's own writer says nothing of use about a full disk.
-    buffer = io.BytesIO()
-    torch.save(contents, buffer)
-    with whole_file(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    """Write a converted network, as it is now, to a file; see :meth:`SpikingModel.save`."""
+    checks.spiking_model("snn", snn).save(path)
 
 
 def load(path: str | PathLike[str], *, model: nn.Module | None = None, backend: str | None = None) -> SpikingModel:
@@ -132,7 +84,7 @@ def load(path: str | PathLike[str], *, model: nn.Module | None = None, backend: 
     if backend is not None:
         get_backend(backend)
     path = Path(path).expanduser()
-    contents = _read(path)
+    contents = read_contents(path)
     with _format_errors(path):
         weights = _weights(contents["weights"])
         structure: Any = contents.get("structure")
@@ -196,21 +148,6 @@ def _format_errors(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise FileFormatError(f"{path} is incomplete or was changed ({reason}): save the network again.") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    contents = read_tensors(path, "a saved network", plain=True)
-    if not isinstance(contents, dict) or contents.get("format") != _FORMAT:
-        raise FileFormatError(f"{path} is a torch file, but no network saved by snn_lowlat: use SpikingModel.save().")
-    version = contents.get("version")
-    if type(version) is not int or not 1 <= version <= _VERSION:
-        raise FileFormatError(
-            f"{path} was saved in format version {version}, this package reads up to {_VERSION}: install a newer "
-            "snn_lowlat."
-        )
-    if version > 1 and contents.get("digest") != _digest(contents):
-        raise FileFormatError(f"{path} is incomplete or was changed after it was saved: save the network again.")
-    return contents
 
 
 def _weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -285,29 +222,6 @@ def _check_sizes(
         shape = sizes.env[site.current].shape[1:]
         if plan[name].threshold.numel() not in (1, *shape):
             raise ValueError(f"{plan[name].threshold.numel()} thresholds for currents {tuple(shape)} of {name}")
-
-
-def _digest(contents: dict[str, Any]) -> str:
-    """Digest everything in a file but the digest itself, so that a change is noticed; it proves no origin."""
-    digest = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, dict):
-            for key in sorted(value, key=str):
-                digest.update(f"{key!r}:".encode())
-                add(value[key])
-        elif isinstance(value, (list, tuple)):
-            digest.update(f"[{len(value)}]".encode())
-            for entry in value:
-                add(entry)
-        elif isinstance(value, Tensor):
-            digest.update(f"{value.dtype} {tuple(value.shape)} ".encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        else:
-            digest.update(f"{value!r};".encode())
-
-    add({key: value for key, value in contents.items() if key != "digest"})
-    return digest.hexdigest()
 
 
 def _other_model(graph: fx.GraphModule, weights: Mapping[str, Tensor], path: Path) -> FileFormatError:

@@ -1,4 +1,4 @@
-"""The contract between strategies and adapters: what one activation of the network becomes."""
+"""The contract between strategies and hosts: what one activation of the network becomes."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from snn_lowlat.adapters.snntorch import (
+from snn_lowlat.convert import convert as _convert
+from snn_lowlat.hosts.snntorch import (
     AccumulateThenFire,
     IntegrateAndFire,
     OnlineTemporalSwitch,
@@ -25,7 +26,6 @@ from snn_lowlat.adapters.snntorch import (
     make_learnable,
     reset,
 )
-from snn_lowlat.convert import convert as _convert
 
 __all__ = [
     "AccumulateThenFire",

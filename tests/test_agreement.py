@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.evaluation import evaluate
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.training import FineTuning
 
 TIMESTEPS = 4
@@ -119,7 +119,7 @@ class Sequences(RuleBasedStateMachine):
 
     @initialize(
         network=st.sampled_from(list(NETWORKS)),
-        backend=st.sampled_from(BACKENDS),
+        backend=st.sampled_from(list(BACKENDS)),
         precision=st.sampled_from(["fp32", "int8"]),
         kind=st.sampled_from(list(KINDS)),
     )
@@ -202,7 +202,7 @@ class Sequences(RuleBasedStateMachine):
             self.snn = torch.load(file, weights_only=False)
 
     @precondition(lambda self: next(self.snn.network.parameters()).dtype == torch.float32)
-    @rule(backend=st.sampled_from(BACKENDS))
+    @rule(backend=st.sampled_from(list(BACKENDS)))
     def save_and_load(self, backend):
         import tempfile
 

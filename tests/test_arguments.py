@@ -8,21 +8,21 @@ from itertools import repeat
 import numpy as np
 import pytest
 import torch
+from snn_lowlat.evaluation.events import EventRecorder
 from spikingjelly.activation_based.ann2snn import FXConverter
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import snn_lowlat
 from snn_lowlat import CalibrationError, SitePlan
-from snn_lowlat.adapters import BACKENDS, get_backend
-from snn_lowlat.adapters.spikingjelly import LowLatencyRecipe
 from snn_lowlat.calibration import calibrate
 from snn_lowlat.encoding import ENCODERS
 from snn_lowlat.evaluation import analyse, evaluate, measure_operations
-from snn_lowlat.evaluation.events import EventRecorder
 from snn_lowlat.graph import normalise
+from snn_lowlat.hosts import BACKENDS, get_backend
 from snn_lowlat.models import VGG16, ResNet20, SmallCNN
 from snn_lowlat.refinement import make_refinement
+from snn_lowlat.spikingjelly import LowLatencyRecipe
 from snn_lowlat.strategies import OptimizedPotential, make_strategy
 from snn_lowlat.training import (
     CeilingReLU,
@@ -226,9 +226,8 @@ BAD_CALIBRATION = {
     "arrays": ([X.numpy()], r"not ndarray: give torch.from_numpy\(images\)"),
     "one image": (X[0], r"shape \[1, 8, 8\].*one image, it needs a batch dimension: images.unsqueeze\(0\)"),
     "single images": (list(X), r"one image, it needs a batch dimension"),
-    "labels first": ([(Y.float(), X)], r"does not run on the calibration images, of shape \[16\]"),
-    "double": ([X.double()], r"give images.to\(torch.float32\)"),
-    "bytes": ([(255 * X).byte()], r"give images.to\(torch.float32\)"),
+    "labels first": ([(Y.float(), X)], r"must be a batch of shape \[N, ...\], not \[16\]"),
+    "bytes": ([(255 * X).byte()], r"images.float\(\) / 255"),
     "sizes": ([X, X[..., 1:]], r"have the shape \[1, 8, 7\], the first had \[1, 8, 8\]"),
     "number": ([torch.tensor(1.0)], "not the single number"),
     "zeros": ([torch.zeros(8, 1, 8, 8)], "the calibration images are constant"),
@@ -375,7 +374,7 @@ def test_steps_are_listed_in_any_form(listed):
 
 NAN, INF = float("nan"), float("inf")
 NUMBERS = {
-    "num_classes": (partial(Classifier, Net()), (0, 1, 2.5, "3", None, True)),
+    "num_classes": (partial(Classifier, Net()), (0, 2.5, "3", True)),
     "learning_rate": (partial(Classifier, Net(), 3), (NAN, INF, 0, -1, "1e-3", None, True)),
     "weight_decay": (partial(Classifier, Net(), 3), (NAN, INF, -1e-4, "0")),
     "momentum": (partial(Classifier, Net(), 3), (NAN, 1, -0.1)),

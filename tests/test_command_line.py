@@ -20,11 +20,11 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from lightning import Trainer
 
-from snn_lowlat.config import hint, null_group, unknown_key
-from snn_lowlat.interruptions import Interrupted, StopsAtOnce, interruptible
-from snn_lowlat.limits import cores
+from snn_lowlat.cli.hints import hint, null_group, unknown_key
+from snn_lowlat.cli.interruptions import Interrupted, StopsAtOnce, interruptible
+from snn_lowlat.cli.limits import cores
+from snn_lowlat.cli.record import alone_in
 from snn_lowlat.run import command_line
-from snn_lowlat.run_record import alone_in
 from snn_lowlat.training import Classifier, FineTuning
 from snn_lowlat.training.checkpointing import WholeCheckpoints
 
@@ -37,7 +37,7 @@ Command = Callable[..., int]
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
     """Run a command in this process, in a folder of its own; return its exit status."""
     at_exit: list[Callable[[], None]] = []
-    monkeypatch.setattr("snn_lowlat.evaluation.leaderboard.atexit.register", at_exit.append)
+    monkeypatch.setattr("snn_lowlat.cli.leaderboard.atexit.register", at_exit.append)
     monkeypatch.chdir(tmp_path)
     root, levels = logging.getLogger(), {}
     handlers, level = list(root.handlers), root.level
@@ -186,14 +186,14 @@ def test_what_can_not_be_is_answered_in_a_sentence(
 
 
 def test_hints_name_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("snn_lowlat.config.find_spec", lambda name: None)
+    monkeypatch.setattr("snn_lowlat.cli.hints.find_spec", lambda name: None)
     for name, extra in (
         *(("joblib", "sweep"), ("ray", "ray"), ("optuna", "optuna")),
         *(("cluster", "cluster"), ("cluster_local", "cluster")),
     ):
         assert f"pip install 'snn_lowlat[{extra}]'" in str(hint([f"+sweep={name}"]))
     asked = []
-    monkeypatch.setattr("snn_lowlat.config.find_spec", lambda name: asked.append(name) or name)
+    monkeypatch.setattr("snn_lowlat.cli.hints.find_spec", lambda name: asked.append(name) or name)
     for name in ("joblib", "ray", "optuna", "cluster", "cluster_local"):
         assert hint([f"+sweep={name}"]) is None
     assert {name.removeprefix("hydra_plugins.hydra_") for name in asked} == {

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from snn_lowlat.neurons import NEURONS
 from snn_lowlat.strategies.registry import REGISTRY
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -12,7 +13,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.fixture(autouse=True)
 def _as_a_script_of_its_own(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    monkeypatch.setattr(REGISTRY, "_entries", dict(REGISTRY._classes))
+    monkeypatch.setattr(REGISTRY, "_entries", dict(REGISTRY._entries))
 
 
 def test_spikingjelly_idiom(capsys):
@@ -31,6 +32,16 @@ def test_own_strategy():
     accuracies = runpy.run_path(str(EXAMPLES / "own_strategy.py"))["main"]()
     assert accuracies.keys() == {"deviations", "optimized_potential"}
     assert min(accuracies.values()) > 0.8
+
+
+def test_own_neuron(monkeypatch):
+    monkeypatch.setattr(NEURONS, "_entries", dict(NEURONS._entries))
+    accuracies = runpy.run_path(str(EXAMPLES / "own_neuron.py"))["main"]()
+    assert [accuracies[f"spikingjelly, {pause}"] == accuracies[f"snntorch, {pause}"] for pause in (1, 3)] == [
+        True,
+        True,
+    ]
+    assert accuracies["spikingjelly, 1"] > 0.8
 
 
 def test_nir_exchange(tmp_path, capsys):

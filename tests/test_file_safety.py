@@ -13,8 +13,8 @@ from torch import nn
 
 import snn_lowlat
 from snn_lowlat import FileFormatError
+from snn_lowlat.model_file import digest_of
 from snn_lowlat.models import load_weights
-from snn_lowlat.persistence import _digest
 from tests.payloads import fields, payloads, renamed, replaced
 
 
@@ -51,7 +51,7 @@ def logits(contents, images, tmp_path_factory):
 
 
 def loaded(contents, path):
-    torch.save({**contents, "digest": _digest(contents)}, path)
+    torch.save({**contents, "digest": digest_of(contents)}, path)
     return snn_lowlat.load(path)
 
 
@@ -165,7 +165,7 @@ def test_sizes_are_checked_before_memory_is_taken(what, contents, tmp_path):
         inner = inner[key]
     inner[last] = value
     endless = what in ("a tensor without memory of its own", "a list in itself", "lists of the same lists")
-    torch.save({**changed, "digest": "" if endless else _digest(changed)}, tmp_path / "snn.pt")
+    torch.save({**changed, "digest": "" if endless else digest_of(changed)}, tmp_path / "snn.pt")
     with pytest.raises(FileFormatError, match=r"snn\.pt"):
         snn_lowlat.load(tmp_path / "snn.pt")
 

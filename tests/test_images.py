@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.errors import CalibrationError, SnnLowlatError
 from snn_lowlat.evaluation import analyse, evaluate, measure_operations
+from snn_lowlat.hosts import BACKENDS
 
 WAYS = {
     "call": lambda snn, images: snn(images),

@@ -11,8 +11,8 @@ from torch import nn
 
 import snn_lowlat
 from snn_lowlat import FileFormatError
-from snn_lowlat.adapters import BACKENDS
-from snn_lowlat.persistence import _digest
+from snn_lowlat.hosts import BACKENDS
+from snn_lowlat.model_file import digest_of
 
 
 def network(hidden=8, activation=nn.ReLU):
@@ -31,7 +31,7 @@ def change(path, without=(), **values):
     """Change or leave out entries of a saved file, as somebody would who also knows how to make its digest."""
     contents = torch.load(path, weights_only=True) | values
     contents = {key: value for key, value in contents.items() if key not in without}
-    torch.save(contents | {"digest": _digest(contents)}, path)
+    torch.save(contents | {"digest": digest_of(contents)}, path)
 
 
 def test_the_file_holds_plain_values_only(saved):
@@ -67,7 +67,7 @@ def test_a_fresh_process_needs_no_source_code_of_the_network(tmp_path):
         import sys, torch, snn_lowlat
         torch.set_num_threads(1)
         images, expected = torch.load("expected.pt")
-        for backend in {BACKENDS}:
+        for backend in {list(BACKENDS)}:
             assert torch.equal(snn_lowlat.load("snn.pt", backend=backend).readout(images), expected)
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -112,7 +112,7 @@ def test_a_newer_version(saved):
 def test_a_missing_part(saved, key):
     contents = torch.load(saved, weights_only=True)
     del contents[key]
-    torch.save(contents if key == "digest" else contents | {"digest": _digest(contents)}, saved)
+    torch.save(contents if key == "digest" else contents | {"digest": digest_of(contents)}, saved)
     with pytest.raises(FileFormatError, match="incomplete"):
         snn_lowlat.load(saved, model=network())
 

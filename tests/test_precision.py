@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.evaluation import evaluate
-from snn_lowlat.graph import original_of
+from snn_lowlat.hosts import BACKENDS
+from snn_lowlat.int8 import original_of
 from snn_lowlat.models import SmallCNN
 
 STRATEGIES = ["optimized_potential", "distribution_aware", "value_range", "temporal_switch"]

@@ -16,13 +16,13 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from snn_lowlat import convert, load, strategies
-from snn_lowlat import run as runner
-from snn_lowlat.config import CONFIG_FOLDER, ConfigError, build, checked, unknown_key
+from snn_lowlat import convert, load
+from snn_lowlat.cli import pipeline as runner
+from snn_lowlat.cli.hints import unknown_key
+from snn_lowlat.config import CONFIG_FOLDER, ConfigError, build, checked
 from snn_lowlat.evaluation import COLUMNS
 from snn_lowlat.models import SmallCNN, load_weights
 from snn_lowlat.run import run
-from snn_lowlat.strategies import make_strategy
 from snn_lowlat.training import Classifier
 from tests.hydra_runs import FAST, command, composed
 
@@ -145,7 +145,7 @@ def test_what_is_computed_is_kept_when_a_later_step_fails(tmp_path: Path, monkey
     def fails(*arguments: object) -> None:
         raise RuntimeError("no canvas")
 
-    monkeypatch.setattr("snn_lowlat.run.plot_reports", fails)
+    monkeypatch.setattr("snn_lowlat.cli.pipeline.plot_reports", fails)
     with pytest.raises(RuntimeError, match="no canvas"):
         run(composed(*FAST, "timesteps=1"), tmp_path)
     assert {"ann.pt", "snn.pt", "results.csv", "results.json"} <= {file.name for file in tmp_path.iterdir()}
@@ -158,13 +158,6 @@ def test_experiments_compose_and_name_their_command(experiment: str) -> None:
     lines = (CONFIG_FOLDER / "experiment" / f"{experiment}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
     assert f"python -m snn_lowlat.run +experiment={experiment}" in lines[1]
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIG_FOLDER / "strategy").glob("*.yaml")))
-def test_strategy_files_state_the_defaults(name: str) -> None:
-    options: Any = OmegaConf.to_container(composed(f"strategy={name}").strategy)
-    assert options.pop("name") == name
-    assert options == make_strategy(name).options()
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml")))
@@ -189,10 +182,6 @@ def test_training_files_are_recipes_of_the_classifier(name: str) -> None:
     given = set(config.training) - {"_target_"}
     unused = {"sgd": {"milestones", "gamma"}, "adamw": {"milestones", "gamma", "momentum", "nesterov"}}
     assert given | unused.get(name, set()) == set(classifier.hparams) - {"num_classes"}
-
-
-def test_every_strategy_has_a_file() -> None:
-    assert set(strategies()) <= {path.stem for path in (CONFIG_FOLDER / "strategy").glob("*.yaml")}
 
 
 @pytest.mark.parametrize(
@@ -417,7 +406,7 @@ def test_a_finished_run_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Mo
     run(composed(*options, "timesteps=3"), tmp_path)
     run(composed(*options), tmp_path)
     assert len(begun) == 4
-    monkeypatch.setattr("snn_lowlat.run_record.current_versions", lambda: {"torch": "newer"})
+    monkeypatch.setattr("snn_lowlat.cli.record.current_versions", lambda: {"torch": "newer"})
     run(composed(*options), tmp_path)
     assert len(begun) == 5
 

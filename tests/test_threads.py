@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.errors import SnnLowlatError
+from snn_lowlat.hosts import BACKENDS
 
 THREADS = 8
 STRATEGIES = ("optimized_potential", "value_range", "temporal_switch")

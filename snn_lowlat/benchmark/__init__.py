@@ -28,7 +28,7 @@ def run_benchmark(config: DictConfig, folder: Path) -> float:
     Parameters
     ----------
     config : DictConfig
-        The whole config, checked; ``snn_lowlat.config.BenchmarkConfig`` names the keys under ``benchmark``.
+        The whole config, checked; ``snn_lowlat.cli.schema.BenchmarkConfig`` names the keys under ``benchmark``.
     folder : Path
         Where results go.
 

@@ -20,9 +20,10 @@ from snn_lowlat.benchmark.networks import Subject
 from snn_lowlat.convert import Conversion, convert
 from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.graph import current_shapes, find_sites, without_ceilings
+from snn_lowlat.graph.vocabulary import module_of
+from snn_lowlat.int8 import has_integer_kernels
 from snn_lowlat.neurons import per_channel
 from snn_lowlat.plan import Plan
-from snn_lowlat.simulation.integer_layers import has_integer_kernels
 
 __all__ = [
     "ANN",
@@ -130,7 +131,7 @@ def _with_concatenated_zeros(graph: fx.GraphModule) -> fx.GraphModule:
     """Copy a network with zero channels concatenated: SpikingJelly's converter (2.0.0) refuses to pad."""
     graph = copy.deepcopy(graph)
     for node in list(graph.graph.nodes):
-        layer: Any = graph.get_submodule(node.target) if node.op == "call_module" else None
+        layer = module_of(graph, node)
         if not isinstance(layer, nn.ConstantPad3d) or any(layer.padding[:4]) or layer.value != 0:
             continue
         kept = node.args[0]

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from snn_lowlat.config import ConfigError, accepted_by, build, config_errors
+from snn_lowlat.cli.building import ConfigError, accepted_by, build, config_errors
 from snn_lowlat.graph import normalise
 from snn_lowlat.models import load_weights
 

@@ -21,9 +21,9 @@ from rich.text import Text
 from snn_lowlat.benchmark.contestants import ANN
 from snn_lowlat.benchmark.measuring import Times
 from snn_lowlat.benchmark.tasks import TASKS
-from snn_lowlat.evaluation.figures import line_look, plain_axes
+from snn_lowlat.evaluation.reporting.figures import line_look, plain_axes
 from snn_lowlat.files import whole_file
-from snn_lowlat.model import current_versions
+from snn_lowlat.provenance import current_versions
 
 __all__ = ["Result", "conditions", "draw", "ratio_of", "rows", "shown_time", "tables", "write_rows"]
 

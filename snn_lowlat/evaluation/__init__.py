@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from snn_lowlat.evaluation.analysis import Analysis, analyse
-from snn_lowlat.evaluation.diagnosis import Advice, Diagnosis, SiteErrors, diagnose
-from snn_lowlat.evaluation.energy import COST_MODELS, Cost, CostModel, Energy, cost_model
-from snn_lowlat.evaluation.events import Events, plot_events
-from snn_lowlat.evaluation.operations import LayerOperations, Operations, ann_operations, measure_operations
-from snn_lowlat.evaluation.plots import plot_reports
-from snn_lowlat.evaluation.rendering import FORMATS, write_report
-from snn_lowlat.evaluation.report import COLUMNS, Report, table, write_csv, write_json
-from snn_lowlat.evaluation.sweep import FiringRates, compare, evaluate, labels_of
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from snn_lowlat.evaluation.measuring.analysis import Analysis, analyse, diagnose
+from snn_lowlat.evaluation.measuring.diagnosis import Advice, Diagnosis, SiteErrors
+from snn_lowlat.evaluation.measuring.energy import COST_MODELS, Cost, CostModel, Energy, cost_model
+from snn_lowlat.evaluation.measuring.operations import LayerOperations, Operations, ann_operations, measure_operations
+from snn_lowlat.evaluation.measuring.report import COLUMNS, Report, table, write_csv, write_json
+from snn_lowlat.evaluation.measuring.sweep import FiringRates, compare, evaluate, labels_of
+from snn_lowlat.simulation import Events
+
+if TYPE_CHECKING:
+    from snn_lowlat.evaluation.reporting.plots import plot_events, plot_reports
+    from snn_lowlat.evaluation.reporting.rendering import FORMATS, write_report
 
 __all__ = [
     "COLUMNS",
@@ -43,3 +49,17 @@ __all__ = [
     "write_json",
     "write_report",
 ]
+
+_LATER = {"FORMATS": "rendering", "plot_events": "plots", "plot_reports": "plots", "write_report": "rendering"}
+
+# The former places of these modules, for programs and pickles that name them.
+for _name in ("analysis", "diagnosis", "energy", "operations", "report", "sweep"):
+    sys.modules[f"{__name__}.{_name}"] = sys.modules[f"{__name__}.measuring.{_name}"]
+sys.modules[f"{__name__}.events"] = sys.modules["snn_lowlat.simulation.events"]
+
+
+def __getattr__(name: str) -> Any:
+    # Whoever only measures need not wait for matplotlib and jinja2 to be imported.
+    if name in _LATER:
+        return getattr(import_module(f"{__name__}.reporting.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,32 +6,26 @@ that are gone, and those that failed or were killed take nothing from the others
 
 from __future__ import annotations
 
-import atexit
 import csv
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.experimental.callback import Callback
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from snn_lowlat.evaluation.figures import energy_figure, latency_figure
-from snn_lowlat.evaluation.rendering import FORMATS, Rows, microjoules, write_report
-from snn_lowlat.evaluation.report import Report
-from snn_lowlat.files import whole_file
-from snn_lowlat.run_record import is_unfinished
+from snn_lowlat.evaluation.measuring.report import Report
+from snn_lowlat.evaluation.reporting.figures import energy_figure, latency_figure
+from snn_lowlat.evaluation.reporting.rendering import FORMATS, Rows, microjoules, write_report
+from snn_lowlat.files import whole_file, write_text
 
-__all__ = ["LeaderboardCallback", "Run", "read_runs", "write_leaderboard"]
+__all__ = ["ERROR_FILE", "JOB_FILE", "RUN_FILE", "Run", "read_note", "read_runs", "write_leaderboard"]
 
-_LOGGER = logging.getLogger(__name__)
-_ERROR_FILE = "error.txt"
-_JOB_FILE = "job.json"
+ERROR_FILE, JOB_FILE, RUN_FILE = "error.txt", "job.json", "run.json"
+"""What the command line notes in the folder of a run: why it failed, what it was told, and whether it has ended."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ def read_runs(folder: str | Path) -> list[Run]:
         The sweep's folder.
     """
     folder = Path(folder)
-    places = {path.parent for path in folder.rglob(_JOB_FILE)}
+    places = {path.parent for path in folder.rglob(JOB_FILE)}
     return [_read_run(folder, place) for place in sorted(places, key=_natural)]
 
 
@@ -78,8 +72,8 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 
 def _read_run(folder: Path, place: Path) -> Run:
-    error_file, results, config = place / _ERROR_FILE, place / "results.json", place / "config.yaml"
-    overrides = tuple(json.loads((place / _JOB_FILE).read_text(encoding="utf-8"))["overrides"])
+    error_file, results, config = place / ERROR_FILE, place / "results.json", place / "config.yaml"
+    overrides = tuple(json.loads((place / JOB_FILE).read_text(encoding="utf-8"))["overrides"])
     error = error_file.read_text(encoding="utf-8").strip() if error_file.is_file() else None
     reports: tuple[Report, ...] = ()
     formats: tuple[str, ...] = ()
@@ -87,13 +81,22 @@ def _read_run(folder: Path, place: Path) -> Run:
     if results.is_file():
         content = json.loads(results.read_text(encoding="utf-8"))
         reports = tuple(Report.from_dict(report) for report in content["reports"])
-    if error is None and (not results.is_file() or is_unfinished(place)):
+    if error is None and (not results.is_file() or not read_note(place).get("finished", True)):
         error = "it did not finish"
     if config.is_file():
         wanted = OmegaConf.load(config)
         formats = tuple(OmegaConf.select(wanted, "report.formats") or ())
         models = tuple(OmegaConf.select(wanted, "report.energy") or ())
     return Run(str(place.relative_to(folder)), overrides, reports, error, formats, models)
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """Return what is noted of a run in its folder; nothing if there is no note, or a damaged one."""
+    try:
+        note: dict[str, Any] = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def write_leaderboard(folder: str | Path) -> list[Run]:
@@ -119,7 +122,7 @@ def write_leaderboard(folder: str | Path) -> list[Run]:
     writer = csv.DictWriter(text, fieldnames=[*columns, "error"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write(folder / "leaderboard.csv", text.getvalue())
+    write_text(folder / "leaderboard.csv", text.getvalue())
     reports = [_at_its_end(report) for run in runs for report in run.reports]
     models = next((run.models for run in runs if run.models), ())
     figure = None
@@ -129,7 +132,7 @@ def write_leaderboard(folder: str | Path) -> list[Run]:
         figure = figure or latency_figure(reports)
         with whole_file(folder / "pareto.png") as temporary:
             figure.savefig(temporary, dpi=200, format="png")
-    _write(folder / "leaderboard.md", _markdown(runs, rows, drawn=figure is not None))
+    write_text(folder / "leaderboard.md", _markdown(runs, rows, drawn=figure is not None))
     failures = [(title, run.error) for title, run in zip(_titles(runs), runs, strict=True) if run.error is not None]
     for kind in dict.fromkeys(kind for run in runs for kind in run.formats if kind in FORMATS):
         found = [report for run in runs for report in run.reports]
@@ -206,48 +209,8 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def _write(path: Path, text: str) -> None:
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-class LeaderboardCallback(Callback):  # type: ignore[misc]
-    """Hydra's callback: notes what each run is and why it failed, and compares all runs at the end of the sweep.
-
-    Hydra does not come to the end of a sweep in which a run failed; the comparison is then written when the process
-    that started the sweep ends.
-    """
-
-    def __init__(self) -> None:
-        self._folder: Path | None = None
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Remember where the sweep is."""
-        self._folder = Path(config.hydra.sweep.dir).absolute()
-        atexit.register(self._compare)
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note what the command line said for a run. Hydra's own note may be empty if the process is killed."""
-        if config.hydra.mode == RunMode.MULTIRUN:
-            note = {"overrides": [str(override) for override in config.hydra.overrides.task]}
-            _write(Path(config.hydra.runtime.output_dir) / _JOB_FILE, json.dumps(note))
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Note why a run failed, or that it no longer does."""
-        if config.hydra.mode != RunMode.MULTIRUN:
-            return
-        path = Path(config.hydra.runtime.output_dir) / _ERROR_FILE
-        if job_return.status == JobStatus.FAILED:
-            error = job_return._return_value
-            _write(path, f"{type(error).__name__}: {error}\n")
-        else:
-            path.unlink(missing_ok=True)
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Compare the runs."""
-        self._compare()
-
-    def _compare(self) -> None:
-        folder, self._folder = self._folder, None
-        if folder is not None and write_leaderboard(folder):
-            _LOGGER.info("The runs are compared in %s", folder / "leaderboard.md")
+def __getattr__(name: str) -> Any:
+    # Configs that were written before the callback moved name it here.
+    if name == "LeaderboardCallback":
+        return import_module("snn_lowlat.cli.leaderboard").LeaderboardCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,6 @@
 from snn_lowlat.graph.channels import channel_dimensions
 from snn_lowlat.graph.check import ConvertibilityReport, check_convertible
 from snn_lowlat.graph.description import describe, fill, rebuild, with_safe_names
-from snn_lowlat.graph.integers import original_of, to_integers, with_rounded_weights
 from snn_lowlat.graph.max_pools import with_per_step_max_pools
 from snn_lowlat.graph.normal_form import normalise, try_normalise
 from snn_lowlat.graph.obstacles import Obstacle
@@ -19,15 +18,16 @@ from snn_lowlat.graph.sites import (
     is_sum_for_one_reader,
     output_bias_carrier,
 )
-from snn_lowlat.graph.whole_numbers import WholeNumbers, whole_numbers
+from snn_lowlat.graph.walk import Schedule, Walk
 
 __all__ = [
     "BATCH_NORMS",
     "WEIGHTED",
     "ConvertibilityReport",
     "Obstacle",
+    "Schedule",
     "Site",
-    "WholeNumbers",
+    "Walk",
     "bias_carrier",
     "channel_dimensions",
     "check_convertible",
@@ -38,14 +38,10 @@ __all__ = [
     "find_sites",
     "is_sum_for_one_reader",
     "normalise",
-    "original_of",
     "output_bias_carrier",
     "rebuild",
-    "to_integers",
     "try_normalise",
-    "whole_numbers",
     "with_per_step_max_pools",
-    "with_rounded_weights",
     "with_safe_names",
     "without_ceilings",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from snn_lowlat.graph.sites import WEIGHTED, find_sites
+from snn_lowlat.graph.vocabulary import module_of
 
 __all__ = ["channel_dimensions", "put_channels_first"]
 
@@ -91,10 +92,9 @@ def _dimension(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, int | 
     shape = _shape(node)
     if node.op in ("placeholder", "get_attr") or shape is None:
         return None
-    if node.op == "call_module":
-        module = graph.get_submodule(str(node.target))
-        if isinstance(module, WEIGHTED):
-            return len(shape) - 1 if isinstance(module, nn.Linear) else 1
+    module = module_of(graph, node)
+    if isinstance(module, WEIGHTED):
+        return len(shape) - 1 if isinstance(module, nn.Linear) else 1
     read = [before for before in node.all_input_nodes if before.op != "get_attr" and known.get(before) is not None]
     if not read:
         return None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,38 +19,15 @@ from torch import Tensor, fx, nn
 from snn_lowlat.graph.names import is_safe_name, safe_name, safe_names
 from snn_lowlat.graph.passes import without_ceilings
 from snn_lowlat.graph.sites import find_sites
-from snn_lowlat.neurons.max_pool import MAX_POOLS, PerStepMaxPool1d, PerStepMaxPool2d, PerStepMaxPool3d
+from snn_lowlat.graph.vocabulary import OPERATIONS, functions
 
 __all__ = ["describe", "fill", "rebuild", "with_safe_names"]
 
-_MODULES: dict[str, type[nn.Module]] = {
-    kind.__name__: kind
-    for kind in (
-        *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear),
-        *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.ReLU, nn.Upsample),
-        *(*MAX_POOLS, PerStepMaxPool1d, PerStepMaxPool2d, PerStepMaxPool3d),
-        *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-        *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-        *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
-    )
-}
+_MODULES = {operation.name: operation for operation in OPERATIONS if operation.is_module}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (
-        *(operator.add, operator.sub, operator.mul, operator.neg, operator.getitem),
-        *(torch.cat, torch.clamp, torch.flatten, torch.mean, torch.reshape, torch.round),
-    )
+    function.__name__: function for function in functions(is_saved=True) if not isinstance(function, str)
 }
-_METHODS = ("permute",)
-_WORDS = {
-    "padding": ("same", "valid"),
-    "padding_mode": ("zeros", "reflect", "replicate", "circular"),
-    "mode": ("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear"),
-}
-_POSITIVE = (
-    *("in_channels", "out_channels", "in_features", "out_features", "num_features"),
-    *("kernel_size", "stride", "dilation", "groups"),
-)
+_METHODS = tuple(method for method in functions(is_saved=True) if isinstance(method, str))
 _LARGEST = 2**31 - 1
 _DEEPEST = 3
 
@@ -207,15 +183,17 @@ def _module(name: str, kind: Any, options: Mapping[str, Any]) -> nn.Module:
         raise ValueError(f"layer {name!r} is none of the normal form: {kind!r} with {list(options)}"[:200])
     for option, value in options.items():
         values = value if isinstance(value, (tuple, list)) else (value,)
-        low = 1 if option in _POSITIVE else -math.inf
-        if not all(part >= low if _is_number(part) else part in (None, *_WORDS.get(option, ())) for part in values):
+        low = 1 if option in _MODULES[kind].positive else -math.inf
+        words = _MODULES[kind].words.get(option, ())
+        if not all(part >= low if _is_number(part) else part in (None, *words) for part in values):
             raise ValueError(f"layer {name!r} can't have {option}={value!r}"[:200])
-    return _MODULES[kind](**options)
+    module: nn.Module = _MODULES[kind].target(**options)
+    return module
 
 
 @functools.cache
 def _parameters(kind: str) -> list[str]:
-    parameters = inspect.signature(_MODULES[kind]).parameters
+    parameters = inspect.signature(_MODULES[kind].target).parameters
     return [name for name in parameters if name not in ("device", "dtype", "inplace")]
 
 

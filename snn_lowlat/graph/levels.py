@@ -17,10 +17,11 @@ from torch import Tensor, fx, nn
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.obstacles import Obstacle
 from snn_lowlat.graph.sites import find_sites
+from snn_lowlat.graph.vocabulary import functions, module_of
 
 __all__ = ["recognise_levels", "separate_ceilings"]
 
-_LINEAR = (operator.add, operator.sub, operator.mul, operator.neg)
+_LINEAR = functions("sum", "factor")
 _MOST_LEVELS = 2**16
 
 
@@ -109,7 +110,7 @@ def _cancel_straight_through(graph: fx.GraphModule) -> None:
     forms: dict[fx.Node, tuple[dict[fx.Node, Any], Any]] = {}
     for node in list(graph.graph.nodes):
         forms[node] = terms, constant = _linear_form(graph, node, forms)
-        if len(terms) < 2 or node.target not in (operator.add, operator.sub):
+        if len(terms) < 2 or node.target not in functions("sum"):
             continue
         left = {base: factor for base, factor in terms.items() if not _is_zero(factor)}
         if len(left) != 1 or len(left) == len(terms) or not _is_zero(constant):
@@ -252,7 +253,7 @@ def _twin(graph: fx.GraphModule, site: fx.Node) -> fx.Node:
 
 
 def _is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
-    return node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), nn.ReLU)
+    return isinstance(module_of(graph, node), nn.ReLU)
 
 
 def _constant(graph: fx.GraphModule, argument: Any) -> Any:

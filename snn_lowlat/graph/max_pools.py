@@ -12,16 +12,12 @@ from torch import Tensor, fx, nn
 
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.sites import BATCH_NORMS, WEIGHTED, find_sites
+from snn_lowlat.graph.vocabulary import keeps_signs, module_of, modules
 from snn_lowlat.neurons.max_pool import MAX_POOLS, is_cumulative, per_step
 
 __all__ = ["move_max_pools", "with_per_step_max_pools"]
 
-_PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
-_AVERAGES = (
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-)
-_KEEP_SIGNS = (operator.add, operator.getitem, torch.cat, torch.flatten, torch.mean, torch.reshape)
+_PADS = modules("pad")
 
 
 def move_max_pools(graph: fx.GraphModule) -> None:
@@ -36,7 +32,7 @@ def move_max_pools(graph: fx.GraphModule) -> None:
       where a layer with weights would read it: values that are never negative are what a ReLU leaves as they are.
     """
     for node in list(graph.graph.nodes):
-        pool = _module(graph, node)
+        pool = module_of(graph, node)
         if not isinstance(pool, MAX_POOLS):
             continue
         read = node.all_input_nodes[0]
@@ -110,7 +106,7 @@ def _pool_before(
     """
     sites = {site.output: site for site in find_sites(graph).values()}
     alone = alone and len(node.users) == 1
-    module: Any = _module(graph, node)
+    module: Any = module_of(graph, node)
     if node in sites:
         site = sites[node]
         if alone:
@@ -153,7 +149,7 @@ def _is_read_by_weights(graph: fx.GraphModule, node: fx.Node) -> bool:
     waiting, seen = list(node.users), set[fx.Node]()
     while waiting:
         user = waiting.pop()
-        module = _module(graph, user)
+        module = module_of(graph, user)
         if isinstance(module, WEIGHTED) and not isinstance(module, BATCH_NORMS):
             return True
         if user not in seen and not isinstance(module, nn.ReLU):
@@ -167,12 +163,8 @@ def _never_negative(graph: fx.GraphModule) -> set[fx.Node]:
     sites = find_sites(graph).values()
     found = {part for site in sites for part in (site.node, *site.rest)}
     for node in graph.graph.nodes:
-        module: Any = _module(graph, node)
-        keeps = node.target in _KEEP_SIGNS or node.target == "permute" or isinstance(module, (*MAX_POOLS, *_AVERAGES))
-        keeps = keeps or (isinstance(module, _PADS) and module.value >= 0)
-        keeps = keeps or (isinstance(module, nn.Upsample) and module.mode != "bicubic")
         reads = [before for before in node.all_input_nodes if before.op != "get_attr"]
-        if keeps and len(reads) == len(node.all_input_nodes) and reads and found.issuperset(reads):
+        if keeps_signs(graph, node) and len(reads) == len(node.all_input_nodes) and reads and found.issuperset(reads):
             numbers = [argument for argument in node.args if isinstance(argument, (int, float))]
             if node.target is not operator.add or all(number >= 0 for number in numbers):
                 found.add(node)
@@ -184,7 +176,3 @@ def _call(graph: fx.GraphModule, before: fx.Node, name: str, module: nn.Module, 
     graph.add_submodule(unique, module.eval())
     with graph.graph.inserting_before(before):
         return graph.graph.call_module(unique, (x,))
-
-
-def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None

@@ -27,6 +27,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from snn_lowlat import checks
+from snn_lowlat.activations import CeilingReLU, ValueRangeReLU
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph import operations
@@ -37,12 +38,10 @@ from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.obstacles import Obstacle, conversion_error
 from snn_lowlat.graph.passes import fold_batch_norms
 from snn_lowlat.graph.preparing import prepared_copy
-from snn_lowlat.graph.sites import AVERAGE_POOLS
 from snn_lowlat.graph.tracer import IN_PLACE, ValueTracer
 from snn_lowlat.graph.verifying import differences, overflows, reference_dtype, trace_obstacle, unusable_images
-from snn_lowlat.neurons import MAX_POOLS
+from snn_lowlat.graph.vocabulary import keeps_signs, module_of, operation_of, row
 from snn_lowlat.neurons.accumulate_then_fire import MARGIN
-from snn_lowlat.training.activations import CeilingReLU, ValueRangeReLU
 
 __all__ = ["Builder", "normalise", "try_normalise"]
 
@@ -180,8 +179,7 @@ class Builder:
 
     def module(self, node: Any) -> nn.Module | None:
         """Return the module that a new node calls; None for anything else."""
-        call = isinstance(node, fx.Node) and node.op == "call_module"
-        return getattr(self._modules, str(node.target)) if call else None
+        return module_of(self._modules, node) if isinstance(node, fx.Node) else None
 
     def is_site(self, node: Any) -> bool:
         """Say whether a new node is an activation site, without its ceiling."""
@@ -196,9 +194,9 @@ class Builder:
         """Say whether nothing else reads what the operation reads."""
         return all(len(before.users) == 1 for before in self._current.all_input_nodes if before.op != "get_attr")
 
-    def is_pool(self, node: fx.Node) -> bool:
-        """Say whether a new node is a pooling layer."""
-        return isinstance(self.module(node), (*MAX_POOLS, *AVERAGE_POOLS))
+    def keeps_signs(self, node: fx.Node) -> bool:
+        """Say whether no negative numbers come out of a new node where none go in."""
+        return keeps_signs(self._modules, node)
 
     def constant(self, value: Any) -> Any:
         """Return the value of a number, or of a new node that holds a constant."""
@@ -213,17 +211,20 @@ class Builder:
 
     def layer(self, module: nn.Module, x: fx.Node, shape: torch.Size | None = None) -> fx.Node:
         """Add a module and a call of it."""
+        _check_row(module)
         name = free_name(self._modules, self._scope())
         self._modules.add_module(name, module)
         return self._added(self._graph.call_module(name, (x,)), shape)
 
     def function(self, target: Callable[..., Any], *args: Any, shape: torch.Size | None = None) -> fx.Node:
         """Add a call of a function."""
+        _check_row(target)
         return self._added(self._graph.call_function(target, args), shape)
 
-    def method(self, target: str, *args: Any) -> fx.Node:
+    def method(self, target: str, *args: Any, shape: torch.Size | None = None) -> fx.Node:
         """Add a call of a tensor method."""
-        return self._added(self._graph.call_method(target, args))
+        _check_row(target)
+        return self._added(self._graph.call_method(target, args), shape)
 
     def site(self, x: fx.Node, ceiling: float | Tensor | None = None) -> fx.Node:
         """Add an activation site, with its ceiling if it has one; none where an activation changes nothing.
@@ -390,7 +391,7 @@ class Builder:
 
     def _is_activation(self, node: fx.Node) -> bool:
         """Say whether a node is what an activation computes, rearranged or the largest of it."""
-        while node.target in operations.SHAPES or isinstance(self.module(node), MAX_POOLS):
+        while (known := operation_of(self._modules, node)) and known.kind in ("rearrangement", "max pool"):
             node = node.all_input_nodes[0]
         written = node.target is operator.mul and isinstance(node.args[0], fx.Node) and node.args[0].meta.get("written")
         return self.is_site(node) or self.clipped_site(node) is not None or bool(written)
@@ -408,6 +409,12 @@ class Builder:
             return f"{type(self._root.get_submodule(str(node.target))).__name__} ({node.target})"
         scope = node.meta.get("scope", "")
         return f"{_name(node)}()" + (f" (in {scope})" if scope else "")
+
+
+def _check_row(target: Any) -> None:
+    """See that what a rule builds is known to all who follow a network."""
+    if row(target) is None:
+        raise operations.Unsupported(f"{target!r} is no operation of the normal form: it has no row in its vocabulary")
 
 
 def _name(node: fx.Node) -> str:

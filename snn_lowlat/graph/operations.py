@@ -3,6 +3,7 @@
 One rule for each operation, whatever its spelling: ``F.relu(x)``, ``torch.relu(x)`` and ``x.relu_()`` all arrive at
 :func:`relu`. A rule gets the builder, the operation's input as a node of the new graph and its other arguments as they
 were written; it returns a node of the new graph, or raises :class:`Unsupported` with what the user can do about it.
+What a rule builds has a row in :mod:`snn_lowlat.graph.vocabulary`, which says the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from snn_lowlat.training.activations import CeilingReLU, QuantisedReLU, ValueRangeReLU
+from snn_lowlat.activations import CeilingReLU, QuantisedReLU, ValueRangeReLU
+from snn_lowlat.graph.vocabulary import by_dimensions, modules
 
 if TYPE_CHECKING:
     from snn_lowlat.graph.normal_form import Builder
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ACTIVATIONS",
     "OF_COMPARISONS",
-    "SHAPES",
     "Comparison",
     "Pieces",
     "Unsupported",
@@ -250,18 +251,12 @@ def is_nonnegative(build: Builder, node: Any) -> bool:
                 return False
         elif not isinstance(node, fx.Node) or not (build.is_site(node) or build.clipped_site(node) is not None):
             passes = isinstance(node, fx.Node) and (
-                node.target in (*_KEEP_SIGN, operator.add, operator.mul, torch.floor) or build.is_pool(node)
+                node.target in (operator.mul, torch.floor) or build.keeps_signs(node)
             )
             if not passes:
                 return False
             waiting += node.args if node.target in (operator.add, operator.mul) else node.all_input_nodes
     return True
-
-
-SHAPES = (torch.flatten, torch.reshape, operator.getitem, "permute")
-"""What the normal form rearranges values with."""
-
-_KEEP_SIGN = (*SHAPES, torch.mean, torch.cat)
 
 
 @_modules(nn.ReLU)
@@ -327,7 +322,7 @@ def _with_bias(module: Any, size: int) -> Any:
     return module
 
 
-@_modules(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+@_modules(*modules("convolution", "transposed convolution"))
 def convolution(build: Builder, x: fx.Node, module: Any) -> fx.Node:
     return build.layer(_with_bias(_plain(module), module.out_channels), x)
 
@@ -337,7 +332,7 @@ def linear(build: Builder, x: fx.Node, module: nn.Linear) -> fx.Node:
     return build.layer(_with_bias(_plain(module), module.out_features), x)
 
 
-@_modules(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+@_modules(*modules("norm"), nn.SyncBatchNorm)
 def batch_norm(build: Builder, x: fx.Node, module: Any) -> fx.Node:
     if module.training:
         raise Unsupported("this batch norm stays in training mode when eval() is called: let it follow")
@@ -369,7 +364,7 @@ def functional_batch_norm(
     if training:
         raise Unsupported("this batch norm uses the statistics of the batch: pass training=self.training")
     _check_constant(running_mean, running_var, weight, bias)
-    kind: Any = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(build.shape_of(x))]
+    kind = by_dimensions("norm")[max(len(build.shape_of(x)) - 2, 1)]
     with torch.device("meta"):
         module = kind(len(running_mean), eps)
     for name, value in (("running_mean", running_mean), ("running_var", running_var)):
@@ -439,7 +434,7 @@ def functional_convolution(
     groups: int = 1,
 ) -> fx.Node:
     _check_constant(weight, bias)
-    kind: Any = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[weight.dim()]
+    kind = by_dimensions("convolution")[weight.dim() - 2]
     sizes = weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:])
     with torch.device("meta"):
         module = kind(*sizes, stride, padding, dilation, groups)
@@ -459,7 +454,7 @@ def functional_transposed_convolution(
     dilation: Any = 1,
 ) -> fx.Node:
     _check_constant(weight, bias)
-    kind: Any = {3: nn.ConvTranspose1d, 4: nn.ConvTranspose2d, 5: nn.ConvTranspose3d}[weight.dim()]
+    kind = by_dimensions("transposed convolution")[weight.dim() - 2]
     sizes = weight.shape[0], weight.shape[1] * groups, tuple(weight.shape[2:])
     with torch.device("meta"):
         module = kind(*sizes, stride, padding, output_padding, groups, dilation=dilation)
@@ -480,31 +475,27 @@ def _check_constant(*weights: Any) -> None:
 
 # Pooling and resizing.
 
+_MAX_POOLS = by_dimensions("max pool")
+_ADAPTIVE_MAX_POOLS = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 
-@_modules(
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AvgPool3d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d,
-)
+
+@_modules(*modules("average pool", "adaptive pool"))
 def stateless_module(build: Builder, x: fx.Node, module: nn.Module) -> fx.Node:
     return build.layer(_plain(module), x)
 
 
-@_modules(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+@_modules(*modules("max pool"))
 def max_pool_module(build: Builder, x: fx.Node, module: Any) -> fx.Node:
     if module.return_indices:
         raise Unsupported("max-pooling with return_indices=True can't be done on spikes: leave the indices out")
     return build.layer(_plain(module), x)
 
 
-@_modules(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+@_modules(*_ADAPTIVE_MAX_POOLS)
 def adaptive_max_pool_module(build: Builder, x: fx.Node, module: Any) -> fx.Node:
     if module.return_indices:
         raise Unsupported("max-pooling with return_indices=True can't be done on spikes: leave the indices out")
-    dimensions = _dimensions(module)
+    dimensions = next(number for number, kind in enumerate(_ADAPTIVE_MAX_POOLS, 1) if isinstance(module, kind))
     sizes = build.shape_of(x)[-dimensions:]
     wanted = module.output_size if isinstance(module.output_size, (tuple, list)) else (module.output_size,) * dimensions
     after = [before if size is None else size for size, before in zip(wanted, sizes, strict=True)]
@@ -515,14 +506,6 @@ def adaptive_max_pool_module(build: Builder, x: fx.Node, module: Any) -> fx.Node
         )
     kernel = tuple(before // size for size, before in zip(after, sizes, strict=True))
     return build.layer(_MAX_POOLS[dimensions](kernel), x)
-
-
-_MAX_POOLS: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
-
-
-def _dimensions(module: nn.Module) -> int:
-    adaptive = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
-    return next(number for number, kind in enumerate(adaptive, 1) if isinstance(module, kind))
 
 
 @_functions("amax")
@@ -749,6 +732,29 @@ def permute(build: Builder, x: fx.Node, *dims: Any, **named: Any) -> fx.Node:
     return build.method("permute", x, *order)
 
 
+@_modules(nn.PixelShuffle, nn.PixelUnshuffle)
+def pixel_shuffle(build: Builder, x: fx.Node, module: Any) -> fx.Node:
+    return build.layer(_plain(module), x)
+
+
+_FUNCTIONS.update(pixel_shuffle=_functional(nn.PixelShuffle), pixel_unshuffle=_functional(nn.PixelUnshuffle))
+
+
+@_functions("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(build: Builder, x: fx.Node, groups: int) -> fx.Node:
+    batch, channels, *space = build.shape_of(x)
+    grouped = torch.Size((batch, groups, channels // groups, *space))
+    turned = torch.Size((batch, channels // groups, groups, *space))
+    x = build.function(torch.reshape, x, (-1, *grouped[1:]), shape=grouped)
+    x = build.method("permute", x, 0, 2, 1, *range(3, len(grouped)), shape=turned)
+    return build.function(torch.reshape, x, (-1, channels, *space))
+
+
+@_modules(nn.ChannelShuffle)
+def channel_shuffle_module(build: Builder, x: fx.Node, module: Any) -> fx.Node:
+    return channel_shuffle(build, x, module.groups)
+
+
 @_functions("cat", "concat", "concatenate")
 def cat(build: Builder, tensors: Any, dim: int = 0) -> fx.Node:
     nodes = list(tensors)
@@ -795,13 +801,13 @@ def pad(build: Builder, x: fx.Node, pad: Any, mode: str = "constant", value: flo
         )
     if len(pad) >= 2 * len(build.shape_of(x)):
         raise Unsupported("it pads the batch: pad the other dimensions only")
-    kind: Any = {2: nn.ConstantPad1d, 4: nn.ConstantPad2d, 6: nn.ConstantPad3d}.get(len(pad))
-    if kind is None:
+    kind = by_dimensions("pad").get(len(pad) // 2)
+    if kind is None or len(pad) % 2:
         raise Unsupported("it pads more than three dimensions")
     return build.layer(kind(tuple(pad), value or 0.0), x)
 
 
-@_modules(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+@_modules(*modules("pad"))
 def pad_module(build: Builder, x: fx.Node, module: Any) -> fx.Node:
     return pad(build, x, module.padding, "constant", module.value)
 

@@ -11,11 +11,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from snn_lowlat.graph.channels import channel_dimensions
 from snn_lowlat.graph.sites import BATCH_NORMS, find_sites
+from snn_lowlat.graph.vocabulary import module_of, modules
 
 __all__ = ["fold_batch_norms", "without_ceilings"]
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_FOLDS_NORMS = modules(folds_norm=True)
+_TRANSPOSED = modules("transposed convolution")
 
 
 def fold_batch_norms(graph: fx.GraphModule, example: Tensor) -> None:
@@ -33,14 +34,14 @@ def fold_batch_norms(graph: fx.GraphModule, example: Tensor) -> None:
     """
     channels = channel_dimensions(graph, example)
     for node in list(graph.graph.nodes):
-        norm = _module(graph, node)
+        norm = module_of(graph, node)
         if not isinstance(norm, BATCH_NORMS):
             continue
         before, dimension = node.all_input_nodes[0], 1
         while before.target == "permute" and len(before.users) == 1:
             before, dimension = before.all_input_nodes[0], int(str(before.args[1 + dimension]))
-        layer = _module(graph, before)
-        if len(before.users) != 1 or not isinstance(layer, (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)):
+        layer = module_of(graph, before)
+        if len(before.users) != 1 or not isinstance(layer, _FOLDS_NORMS):
             continue
         if channels[before] != dimension:
             continue
@@ -71,10 +72,6 @@ def without_ceilings(graph: fx.GraphModule) -> fx.GraphModule:
     graph.graph.eliminate_dead_code()
     _finish(graph)
     return graph
-
-
-def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _finish(graph: fx.GraphModule) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from snn_lowlat.graph.vocabulary import functions, module_of, modules
 from snn_lowlat.neurons.accumulate_then_fire import MARGIN
-from snn_lowlat.neurons.max_pool import MAX_POOLS
 
 __all__ = [
     "BATCH_NORMS",
@@ -26,26 +26,15 @@ __all__ = [
     "output_bias_carrier",
 ]
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = modules("norm")
 """Torch's batch norms."""
 
-WEIGHTED = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-    *BATCH_NORMS,
-)
+WEIGHTED = modules(has_weights=True)
 """Layers with weights, which are linear in what they read."""
 
-_ADAPTIVE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-_AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-
-AVERAGE_POOLS = (*_AVERAGE_POOLS, *_ADAPTIVE_POOLS)
-"""Torch's average pools."""
+_AVERAGE_POOLS = modules("average pool")
+_WHOLE_WINDOWS = modules("max pool", "adaptive pool")
+_RESHAPES = functions("rearrangement")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +91,7 @@ def find_sites(graph: fx.GraphModule) -> dict[str, Site]:
     """
     sites = {}
     for node in graph.graph.nodes:
-        if node.op == "call_module" and isinstance(graph.get_submodule(node.target), nn.ReLU):
+        if isinstance(module_of(graph, node), nn.ReLU):
             rest: tuple[fx.Node, ...] = ()
             ceiling, levels, shift = None, None, 0.0
             clip = next((user for user in node.users if user.target is torch.minimum), None)
@@ -203,18 +192,18 @@ def _carrier(graph: fx.GraphModule, node: fx.Node, dimension: int, channels: Map
         if len(node.users) != 1:
             continue
         if node.op == "call_module":
-            module = graph.get_submodule(str(node.target))
+            module = module_of(graph, node)
             if isinstance(module, WEIGHTED):
                 if channels[node] == dimension:
                     return str(node.target)
                 continue
             unpadded = isinstance(module, _AVERAGE_POOLS) and not _any(module.padding) and not module.ceil_mode
             # Pools have their own idea of channels, and mix what is in any other dimension.
-            if dimension == 1 and (isinstance(module, (*MAX_POOLS, *_ADAPTIVE_POOLS)) or unpadded):
+            if dimension == 1 and (isinstance(module, _WHOLE_WINDOWS) or unpadded):
                 waiting.append((node.all_input_nodes[0], 1))
         elif node.target == "permute":
             waiting.append((node.all_input_nodes[0], int(str(node.args[1 + dimension]))))
-        elif node.target in (torch.flatten, torch.reshape, operator.getitem):
+        elif node.target in _RESHAPES:
             (before,) = node.all_input_nodes
             if math.prod(_shape(before)) != math.prod(_shape(node)):
                 continue

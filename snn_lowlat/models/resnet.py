@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from snn_lowlat import checks
-from snn_lowlat.training.activations import Activation, make_activation
+from snn_lowlat.activations import Activation, make_activation
 
 __all__ = ["ResNet", "ResNet18", "ResNet20", "ResidualBlock", "Subsample"]
 

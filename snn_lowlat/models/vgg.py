@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from snn_lowlat import checks
-from snn_lowlat.training.activations import Activation, make_activation
+from snn_lowlat.activations import Activation, make_activation
 
 __all__ = ["VGG16"]
 

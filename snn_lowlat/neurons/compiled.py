@@ -12,7 +12,15 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-__all__ = ["checksum", "fire_again", "scan", "scan_in_place", "window_backward", "window_forward"]
+__all__ = [
+    "checksum",
+    "cumulative_max_pool",
+    "fire_again",
+    "scan",
+    "scan_in_place",
+    "window_backward",
+    "window_forward",
+]
 
 # The rows of a block of so many neurons stay in the nearest cache; windows have more rows.
 _BLOCK, _WINDOW_BLOCK = 256, 128
@@ -306,3 +314,65 @@ def checksum(words):
         mixed = (words[place] ^ (words[place] >> half)) * odd
         total += mixed ^ (mixed >> third)
     return total
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def cumulative_max_pool(currents, pooled, window, start, stop):
+    """Pool the running sums of currents, with the rounding of ``neurons.max_pool.cumulative_max_pool_step``.
+
+    Parameters
+    ----------
+    currents : ndarray
+        ``[T, N, H, W, C]``.
+    pooled : ndarray
+        Filled with by how much the maxima change in each step, ``[T, N, H', W', C]``.
+    window : tuple of int
+        Size, stride, padding and dilation, each of rows and columns.
+    start, stop : int
+        Which rows of outputs, of ``N * H'``.
+    """
+    timesteps, _, height, width, channels = currents.shape
+    rows, columns = pooled.shape[2:4]
+    high, wide, row_stride, column_stride, row_padding, column_padding, row_dilation, column_dilation = window
+    sums = np.empty((high * wide, _BLOCK), currents.dtype)
+    best, value = np.empty(_BLOCK, currents.dtype), np.empty(_BLOCK, currents.dtype)
+    before, maxima = np.empty(_BLOCK, currents.dtype), np.empty(_BLOCK, currents.dtype)
+    for place in range(start, stop):
+        image, row = place // rows, place % rows
+        for column in range(columns):
+            for low in range(0, channels, _BLOCK):
+                size = min(_BLOCK, channels - low)
+                sums[:] = 0
+                for t in range(timesteps):
+                    first = True
+                    for position in range(high * wide):
+                        y = row * row_stride - row_padding + (position // wide) * row_dilation
+                        x = column * column_stride - column_padding + (position % wide) * column_dilation
+                        if y < 0 or y >= height or x < 0 or x >= width:
+                            continue
+                        current = currents[t, image, y, x, low : low + size]
+                        total = sums[position]
+                        if first:
+                            for j in range(size):
+                                value[j] = current[j]
+                                before[j] = total[j]
+                                total[j] += current[j]
+                                best[j] = total[j]
+                            first = False
+                        else:
+                            for j in range(size):
+                                after = total[j] + current[j]
+                                larger = after > best[j]
+                                value[j] = current[j] if larger else value[j]
+                                before[j] = total[j] if larger else before[j]
+                                best[j] = after if larger else best[j]
+                                total[j] = after
+                    out = pooled[t, image, row, column, low : low + size]
+                    if t == 0:
+                        for j in range(size):
+                            out[j] = value[j]
+                            maxima[j] = best[j]
+                    else:
+                        for j in range(size):
+                            out[j] = value[j] + (before[j] - maxima[j])
+                            maxima[j] = best[j]

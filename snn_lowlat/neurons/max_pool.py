@@ -18,9 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snn_lowlat.neurons.loops import in_threads, usable
+
 __all__ = [
     "MAX_POOLINGS",
     "MAX_POOLS",
+    "PER_STEP_MAX_POOLS",
     "PerStepMaxPool1d",
     "PerStepMaxPool2d",
     "PerStepMaxPool3d",
@@ -58,9 +61,10 @@ class PerStepMaxPool3d(_PerStep, nn.MaxPool3d):
     """Torch's max-pool, of each step's currents."""
 
 
-_PER_STEP: dict[type[nn.Module], Any] = dict(
-    zip(MAX_POOLS, (PerStepMaxPool1d, PerStepMaxPool2d, PerStepMaxPool3d), strict=True)
-)
+PER_STEP_MAX_POOLS = (PerStepMaxPool1d, PerStepMaxPool2d, PerStepMaxPool3d)
+"""The same pools, of each step's currents."""
+
+_PER_STEP: dict[type[nn.Module], Any] = dict(zip(MAX_POOLS, PER_STEP_MAX_POOLS, strict=True))
 _FUNCTIONS: dict[type[nn.Module], Any] = {
     nn.MaxPool1d: functional.max_pool1d,
     nn.MaxPool2d: functional.max_pool2d,
@@ -157,14 +161,36 @@ def max_pool_window(pool: nn.Module, currents: Tensor, timesteps: int) -> Tensor
     """
     if not is_cumulative(pool):
         return pool(currents)  # type: ignore[no-any-return]
+    if isinstance(pool, nn.MaxPool2d) and not currents.requires_grad and usable(currents) and _channels_last(currents):
+        return _compiled_window(pool, currents, timesteps)
     return cumulative_max_pool(pool, currents.view(timesteps, -1, *currents.shape[1:]))[0].flatten(0, 1)
+
+
+def _channels_last(values: Tensor) -> bool:
+    return values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
+
+
+def _compiled_window(pool: nn.MaxPool2d, currents: Tensor, timesteps: int) -> Tensor:
+    """Do the same in one pass of the memory, for images ``[T * N, C, H, W]`` with their channels last."""
+    from snn_lowlat.neurons import compiled
+
+    shape = pool(torch.empty_like(currents[:1], device="meta")).shape[1:]
+    pooled = currents.new_empty((len(currents), *shape)).to(memory_format=torch.channels_last)
+    rows = [values.detach().permute(0, 2, 3, 1).numpy() for values in (currents, pooled)]
+    rows = [values.reshape(timesteps, -1, *values.shape[1:]) for values in rows]
+    pairs = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    window = tuple(int(size) for pair in pairs for size in (pair if isinstance(pair, tuple) else (pair, pair)))
+    loop: Any = compiled.cumulative_max_pool
+    _, images, height = rows[1].shape[:3]
+    work = timesteps * currents[0].numel() // max(1, height)
+    in_threads(lambda start, stop: loop(*rows, window, start, stop), images * height, work, 1)
+    return pooled
 
 
 def _picked(values: Tensor, indices: Tensor) -> Tensor:
     """Take the values at these indices, as torch's max-pools number them: over all dimensions behind the channels."""
     picked = values.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
-    channels_last = indices.dim() == 4 and indices.is_contiguous(memory_format=torch.channels_last)
-    return picked.contiguous(memory_format=torch.channels_last) if channels_last else picked
+    return picked.contiguous(memory_format=torch.channels_last) if _channels_last(indices) else picked
 
 
 def _kind(pool: object) -> type[nn.Module]:

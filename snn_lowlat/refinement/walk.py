@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import map_arg
 
 from snn_lowlat.calibration import inputs_of
 from snn_lowlat.errors import CalibrationError
-from snn_lowlat.graph import Site, channel_dimensions, find_sites, original_of
-from snn_lowlat.neurons import MARGIN, MAX_POOLS, max_pool_window, per_channel
+from snn_lowlat.graph import Schedule, Site, Walk, channel_dimensions
+from snn_lowlat.int8 import original_of
+from snn_lowlat.neurons import MARGIN, per_channel
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.processes import gathered, mean_of_all, share_of
 from snn_lowlat.simulation import count_spikes, fire, is_counted, micro_batches
@@ -35,7 +35,7 @@ class LayerwiseWalk(ABC):
     ----------
     graph : GraphModule
         A network in normal form; the walk works on a copy. If its weights have been rounded
-        (:func:`snn_lowlat.graph.with_rounded_weights`), the original network is that with the weights before.
+        (:func:`snn_lowlat.int8.with_rounded_weights`), the original network is that with the weights before.
     plan : dict of str to SitePlan
         What each site becomes; the walk works on a copy.
     images : Tensor
@@ -47,15 +47,12 @@ class LayerwiseWalk(ABC):
     def __init__(self, graph: fx.GraphModule, plan: dict[str, SitePlan], images: Tensor, timesteps: int) -> None:
         self.graph = copy.deepcopy(graph)
         self.plan = dict(plan)
-        self._original = fx.Interpreter(original_of(graph), garbage_collect_values=False)
+        self._original = original_of(graph)
         self.timesteps = timesteps
         self._counted = is_counted(plan)
         parts = micro_batches(images, 1 if self._counted else timesteps)
         self._batches = [part for part in parts if len(part)]
-        self._interpreter = fx.Interpreter(self.graph, garbage_collect_values=False)
         self.channels = channel_dimensions(self.graph, images)
-        self._analog: dict[fx.Node, Sequence[Any]] = {}
-        self._spiking: dict[fx.Node, Sequence[Any]] = {}
 
     @abstractmethod
     def correct_site(self, site: Site, activations: Sequence[Tensor], currents: Sequence[Tensor]) -> Tensor | None:
@@ -83,31 +80,26 @@ class LayerwiseWalk(ABC):
     @torch.no_grad()
     def run(self) -> tuple[fx.GraphModule, dict[str, SitePlan]]:
         """Walk; return the corrected network and plan."""
-        nodes = list(self.graph.graph.nodes)
-        sites = {site.node: site for site in find_sites(self.graph).values()}
-        rest = {node for site in sites.values() for node in site.rest}
-        last_reader = {before: node for node in nodes for before in node.all_input_nodes}
-        for node in nodes:
-            if node.op == "output":
-                logits = node.all_input_nodes[0]
-                self.correct_output(self._analog[logits], [_decoded(part) for part in self._spiking[logits]])
-                continue
-            if node in sites:
-                site = sites[node]
-                self._analog[node] = [self.activation(site, part) for part in self._analog[site.current]]
-            elif node in rest:
-                self._analog[node] = self._analog[node.all_input_nodes[0]]
+        original, corrected = Schedule(self._original), Schedule(self.graph)
+        analog = [_Analog(original, self.activation) for _ in self._batches]
+        spiking = [_Spiking(corrected, 1 if self._counted else self.timesteps) for _ in self._batches]
+        for images, before, after in zip(self._batches, analog, spiking, strict=True):
+            before.put(original.input, images)
+            each_step = images if self._counted else images.repeat(self.timesteps, *[1] * (images.dim() - 1))
+            after.put(corrected.input, each_step)
+        for old, new in zip(original.nodes, corrected.nodes, strict=True):
+            for before in analog:
+                before.step(old)
+            if new in corrected.sites:
+                site = corrected.sites[new]
+                currents = [after.read(site.current, new) for after in spiking]
+                fired = self._corrected_spikes(site, [before.values[old] for before in analog], currents)
+                for after, spikes in zip(spiking, fired, strict=True):
+                    after.put(new, spikes)
             else:
-                self._analog[node] = [self._compute(node, self._analog, i) for i in range(len(self._batches))]
-            if node in rest:
-                self._spiking[node] = self._spiking[node.all_input_nodes[0]]
-            elif node in sites:
-                self._spiking[node] = self._corrected_spikes(sites[node])
-            else:
-                self._spiking[node] = [self._compute(node, self._spiking, i) for i in range(len(self._batches))]
-            for before in node.all_input_nodes:
-                if last_reader[before] is node:
-                    del self._analog[before], self._spiking[before]
+                for after in spiking:
+                    after.step(new)
+        self.correct_output([before.values[old] for before in analog], [after.values[new] for after in spiking])
         return self.graph, self.plan
 
     def activation(self, site: Site, current: Tensor) -> Tensor:
@@ -142,10 +134,8 @@ class LayerwiseWalk(ABC):
         bias = self.graph.get_parameter(f"{layer_name}.bias")
         bias.data = bias.data + shift.to(bias)
 
-    def _corrected_spikes(self, site: Site) -> list[_Spikes]:
-        # Spikes themselves, where neurons read neurons.
-        currents = [_decoded(part) for part in self._spiking[site.current]]
-        shift = self.correct_site(site, self._analog[site.node], currents)
+    def _corrected_spikes(self, site: Site, activations: Sequence[Tensor], currents: Sequence[Tensor]) -> list[_Spikes]:
+        shift = self.correct_site(site, activations, currents)
         plan = self.plan[site.name]
         spikes = self.fired(currents, plan, shift)
         levels = self.timesteps if self._counted else 1
@@ -154,18 +144,24 @@ class LayerwiseWalk(ABC):
             for s, c in zip(spikes, currents, strict=True)
         ]
 
-    def _compute(self, node: fx.Node, values: dict[fx.Node, Sequence[Any]], index: int) -> Any:
-        if node.op == "placeholder":
-            images = self._batches[index]
-            whole = values is self._analog or self._counted
-            return images if whole else images.repeat(self.timesteps, *[1] * (images.dim() - 1))
-        args, kwargs = map_arg((node.args, node.kwargs), lambda before: _decoded(values[before][index]))
-        if values is self._spiking and not self._counted and node.op == "call_module":
-            layer: Any = self.graph.get_submodule(str(node.target))
-            if isinstance(layer, MAX_POOLS):
-                return max_pool_window(layer, args[0], self.timesteps)  # type: ignore[arg-type]
-        interpreter = self._original if values is self._analog else self._interpreter
-        return getattr(interpreter, node.op)(node.target, args, kwargs)
+
+class _Analog(Walk):
+    """The original network, of one micro-batch."""
+
+    def __init__(self, schedule: Schedule, activation: Callable[[Site, Tensor], Tensor]) -> None:
+        super().__init__(schedule)
+        self._activation = activation
+
+    def neurons(self, site: Site, terms: Sequence[Tensor]) -> Tensor:
+        return self._activation(site, *terms)
+
+
+class _Spiking(Walk):
+    """The spiking network, of one micro-batch."""
+
+    def read(self, node: fx.Node, reader: fx.Node) -> Any:
+        value = super().read(node, reader)
+        return value.decoded() if isinstance(value, _Spikes) else value
 
 
 @dataclass(frozen=True)
@@ -179,10 +175,6 @@ class _Spikes:
     def decoded(self) -> Tensor:
         values = self.values.to(self.dtype)
         return values * per_channel(self.amplitude, values)
-
-
-def _decoded(value: Any) -> Any:
-    return value.decoded() if isinstance(value, _Spikes) else value
 
 
 def gather_images(graph: fx.GraphModule, batches: Iterable[object], count: int, refinement: str) -> Tensor:

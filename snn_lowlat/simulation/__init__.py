@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from snn_lowlat.simulation.events import EventRecorder, Events
 from snn_lowlat.simulation.reference import (
     count,
     count_spikes,
@@ -20,6 +21,8 @@ from snn_lowlat.simulation.simulator import Observer, Simulator
 
 __all__ = [
     "SCANS",
+    "EventRecorder",
+    "Events",
     "FusedNeurons",
     "Observer",
     "Simulator",

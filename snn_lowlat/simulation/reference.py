@@ -6,15 +6,15 @@ Time is folded into the batch: ``[T * N, ...]`` through the layers, ``[T, N, ...
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from snn_lowlat.graph import Site, find_sites
-from snn_lowlat.neurons import MAX_POOLS, NEURONS, max_pool_window, per_channel, switch_events, synaptic_register
+from snn_lowlat.graph import Schedule, Site, Walk, find_sites
+from snn_lowlat.neurons import NEURONS, per_channel, switch_events, synaptic_register
 from snn_lowlat.plan import Plan, SitePlan
 
 __all__ = [
@@ -160,10 +160,9 @@ def simulate(
     spikes : dict of str to Tensor
         The spikes of each site, ``[T, N, C, ...]``; empty if they are observed.
     """
-    runner = _Simulation(graph, plan, inputs.shape[0])
-    runner.observe = observe
-    outputs = runner.run(inputs.flatten(0, 1))
-    return outputs.unflatten(0, inputs.shape[:2]), runner.spikes
+    walk = _Simulation(graph, plan, inputs.shape[0], observe)
+    outputs = walk.run(inputs.flatten(0, 1))
+    return outputs.unflatten(0, inputs.shape[:2]), walk.spikes
 
 
 @torch.no_grad()
@@ -201,9 +200,9 @@ def simulate_events(
     for name, site in plan.items():
         if NEURONS[site.neuron].transmissions is None:
             raise ValueError(f"layer {name!r}: neurons of kind {site.neuron!r} send spikes, which no register keeps.")
-    runner = _EventSimulation(graph, plan, inputs.shape[0])
-    outputs = synaptic_register(runner.run(switch_events(inputs).flatten(0, 1)).unflatten(0, (-1, inputs.shape[1])))
-    return outputs[:-1], runner.spikes, runner.left
+    walk = _EventSimulation(graph, plan, inputs.shape[0])
+    outputs = synaptic_register(walk.run(switch_events(inputs).flatten(0, 1)).unflatten(0, (-1, inputs.shape[1])))
+    return outputs[:-1], walk.events, walk.left
 
 
 @torch.no_grad()
@@ -228,40 +227,27 @@ def count(graph: fx.GraphModule, plan: Plan, inputs: Tensor, timesteps: int) -> 
     counts : dict of str to Tensor
         The spikes of each neuron in its window, ``[N, C, ...]``.
     """
-    runner = _Counting(graph, plan, timesteps)
-    return runner.run(inputs), runner.spikes
+    walk = _Counting(graph, plan, timesteps)
+    return walk.run(inputs), walk.counts
 
 
-class _Runner(fx.Interpreter):
-    """Runs a network with neurons in its sites."""
-
-    def __init__(self, graph: fx.GraphModule, plan: Plan, timesteps: int) -> None:
-        super().__init__(graph)
-        self.spikes: dict[str, Tensor] = {}
-        self.plan = plan
-        self.timesteps = timesteps
-        self._sites = {site.node: site for site in find_sites(graph).values()}
-        self._rest = {node for site in self._sites.values() for node in site.rest}
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n in self._rest:  # the neuron has the ceiling in its threshold, and rounds of itself
-            return self.env[n.all_input_nodes[0]]
-        if n in self._sites:
-            site = self._sites[n]
-            return self.neurons(site, self.plan[site.name], self.env[site.current])
-        return super().run_node(n)
-
-    def neurons(self, site: Site, plan: SitePlan, currents: Tensor) -> Tensor:
-        """Record the spikes for a site's currents; return them times the amplitude."""
-        raise NotImplementedError
-
-
-class _Simulation(_Runner):
+class _Simulation(Walk):
     """Every step, ``[T * N, ...]``."""
 
-    observe: Callable[[str, Tensor, Tensor], None] | None = None
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        plan: Plan,
+        timesteps: int,
+        observe: Callable[[str, Tensor, Tensor], None] | None = None,
+    ) -> None:
+        super().__init__(Schedule(graph), timesteps)
+        self.plan = plan
+        self.observe = observe
+        self.spikes: dict[str, Tensor] = {}
 
-    def neurons(self, site: Site, plan: SitePlan, currents: Tensor) -> Tensor:
+    def neurons(self, site: Site, terms: Sequence[Tensor]) -> Tensor:
+        (currents,), plan = terms, self.plan[site.name]
         steps = currents.reshape(self.timesteps, -1, *currents.shape[1:])
         spikes = fire(steps, plan)
         if self.observe is None:
@@ -270,61 +256,57 @@ class _Simulation(_Runner):
             self.observe(site.name, steps, spikes)
         return spikes.flatten(0, 1) * per_channel(plan.amplitude, currents)
 
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        layer = self.fetch_attr(target)
-        return (
-            max_pool_window(layer, args[0], self.timesteps) if isinstance(layer, MAX_POOLS) else layer(*args, **kwargs)
-        )
 
-
-class _EventSimulation(_Runner):
+class _EventSimulation(Walk):
     """What each event changes, ``[(T + 1) * N, ...]``; the biases' currents start with the window and end with it."""
 
     def __init__(self, graph: fx.GraphModule, plan: Plan, timesteps: int) -> None:
-        super().__init__(graph, plan, timesteps)
+        super().__init__(Schedule(graph), timesteps)
+        self.plan = plan
+        self.events: dict[str, Tensor] = {}
         self.left: dict[str, Tensor] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
-        value: Any = super().run_node(n)
-        constant = n.op in ("placeholder", "get_attr", "output") or n in self._sites or n in self._rest
-        if constant or isinstance(self._module(n), MAX_POOLS):
-            return value
+    def layer(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         # An affine map of a change is the change of the map, once what it makes of nothing is taken away.
-        args, kwargs = map_arg(
-            (n.args, n.kwargs),
-            lambda before: self.env[before] if before.op == "get_attr" else torch.zeros_like(self.env[before][:1]),
-        )
-        offset = getattr(super(), n.op)(n.target, args, kwargs)
-        changes: Tensor = value.unflatten(0, (self.timesteps + 1, -1)) - offset
+        value: Tensor = super().layer(node, args, kwargs)
+        nothing = map_arg((node.args, node.kwargs), lambda before: self._nothing(before, node))
+        offset: Tensor = super().layer(node, *nothing)
+        changes = value.reshape(self.timesteps + 1, -1, *value.shape[1:]) - offset
         changes[0] += offset
         changes[-1] -= offset
         return changes.flatten(0, 1)
 
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        layer = self.fetch_attr(target)
-        if not isinstance(layer, MAX_POOLS):
-            return layer(*args, **kwargs)
-        currents = synaptic_register(args[0].unflatten(0, (self.timesteps + 1, -1)))[:-1]
-        pooled = max_pool_window(layer, currents.flatten(0, 1), self.timesteps)
-        return switch_events(pooled.view(*currents.shape[:2], *pooled.shape[1:])).flatten(0, 1)
+    def max_pool(self, node: fx.Node, currents: Tensor) -> Tensor:
+        registers = synaptic_register(currents.reshape(self.timesteps + 1, -1, *currents.shape[1:]))[:-1]
+        pooled: Tensor = super().max_pool(node, registers.flatten(0, 1))
+        return switch_events(pooled.view(*registers.shape[:2], *pooled.shape[1:])).flatten(0, 1)
 
-    def neurons(self, site: Site, plan: SitePlan, currents: Tensor) -> Tensor:
+    def neurons(self, site: Site, terms: Sequence[Tensor]) -> Tensor:
+        (currents,), plan = terms, self.plan[site.name]
         registers = synaptic_register(currents.reshape(self.timesteps + 1, -1, *currents.shape[1:]))
         self.left[site.name] = registers[-1]
         events = transmissions(fire(registers[:-1], plan), plan)
-        self.spikes[site.name] = events
+        self.events[site.name] = events
         return events.flatten(0, 1) * per_channel(plan.amplitude, currents)
 
-    def _module(self, node: fx.Node) -> Any:
-        return self.fetch_attr(str(node.target)) if node.op == "call_module" else None
+    def _nothing(self, node: fx.Node, reader: fx.Node) -> Tensor:
+        value: Tensor = self.read(node, reader)
+        return value if node.op == "get_attr" else torch.zeros_like(value[:1])
 
 
-class _Counting(_Runner):
+class _Counting(Walk):
     """Means over the window, ``[N, ...]``."""
 
-    def neurons(self, site: Site, plan: SitePlan, currents: Tensor) -> Tensor:
-        self.spikes[site.name] = count_spikes(currents, self.timesteps, plan)
-        return self.spikes[site.name] / self.timesteps * per_channel(plan.amplitude, currents)
+    def __init__(self, graph: fx.GraphModule, plan: Plan, window: int) -> None:
+        super().__init__(Schedule(graph))
+        self.plan = plan
+        self.window = window
+        self.counts: dict[str, Tensor] = {}
+
+    def neurons(self, site: Site, terms: Sequence[Tensor]) -> Tensor:
+        (mean,), plan = terms, self.plan[site.name]
+        self.counts[site.name] = count_spikes(mean, self.window, plan)
+        return self.counts[site.name] / self.window * per_channel(plan.amplitude, mean)
 
 
 def micro_batches(inputs: Tensor, timesteps: int, size: int | None = None) -> Iterator[Tensor]:

@@ -11,12 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
 
-from snn_lowlat.graph import current_shapes, find_sites, is_sum_for_one_reader, whole_numbers
-from snn_lowlat.neurons import NEURONS, is_cumulative, max_pool_window, per_channel
+from snn_lowlat.graph import (
+    Schedule,
+    Site,
+    Walk,
+    current_shapes,
+    find_sites,
+    is_sum_for_one_reader,
+)
+from snn_lowlat.graph.vocabulary import functions, modules
+from snn_lowlat.int8 import IntegerConvolution, has_integer_kernels, use_integer_kernels, whole_numbers
+from snn_lowlat.neurons import NEURONS, per_channel
 from snn_lowlat.plan import Plan
-from snn_lowlat.simulation.integer_layers import IntegerConvolution, has_integer_kernels, use_integer_kernels
 from snn_lowlat.simulation.reference import fire
 from snn_lowlat.simulation.scan import FusedNeurons
 
@@ -25,8 +32,8 @@ __all__ = ["Observer", "Simulator"]
 Observer = Callable[[str, Tensor], None]
 """``observe(site, spikes)`` is called at each site with what its neurons fire, 0 or 1, ``[T, N, C, ...]``."""
 
-_SHAPES = (operator.getitem, torch.cat, torch.flatten, torch.reshape)
-_FOR_BYTES = (IntegerConvolution, nn.Flatten, nn.Identity, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+_SHAPES = functions("rearrangement", "concatenation")
+_FOR_BYTES = (IntegerConvolution, *modules("rearrangement", "pad"))
 
 
 class Simulator:
@@ -40,7 +47,7 @@ class Simulator:
     - Integrate-and-fire neurons, what their spikes are worth, and the sum of a residual block in front of them are one
       pass of the memory; see :class:`snn_lowlat.simulation.FusedNeurons`.
     - Convolutions that read small whole numbers only, with whole weights, run on kernels for eight bits where the
-      platform has them, and spikes that are worth 1 are bytes then; see :func:`snn_lowlat.graph.whole_numbers`.
+      platform has them, and spikes that are worth 1 are bytes then; see :func:`snn_lowlat.int8.whole_numbers`.
 
     Calls may come from several threads at once.
 
@@ -58,7 +65,8 @@ class Simulator:
 
     def __init__(self, graph: fx.GraphModule, plan: Plan, image: Tensor, *, scan: str | None = None) -> None:
         graph = fx.GraphModule(graph, copy.deepcopy(graph.graph)).eval()
-        sums = _sums_before_neurons(graph, plan, image.shape[1:])
+        self._plan = dict(plan)
+        self._sums = _sums_before_neurons(graph, plan, image.shape[1:])
         whole = whole_numbers(graph, plan)
         on_bytes = bool(whole.on_bytes) and image.device.type == "cpu" and image.dtype == torch.float32
         if on_bytes and has_integer_kernels():
@@ -71,7 +79,20 @@ class Simulator:
             )
         _lay_channels_last(graph)
         on_bytes = any(isinstance(module, IntegerConvolution) for module in graph.modules())
-        self._interpreter = _Interpreter(graph, plan, sums, on_bytes, scan)
+        sites = find_sites(graph)
+        self._schedule = Schedule(graph, sums={sites[name].node: found.terms for name, found in self._sums.items()})
+        # What a layer has just computed, for nobody else.
+        layers = [(node, layer) for node, layer in self._schedule.modules.items() if len(node.users) == 1]
+        self._free = {node for node, layer in layers if [*layer.parameters(), *layer.buffers()]}
+        # Neurons whose spikes are worth what they are worth, and, for who wants to see them, 1.
+        self._neurons: dict[tuple[str, bool], FusedNeurons] = {}
+        for name, site in plan.items():
+            factor = self._sums[name].factor if name in self._sums else None
+            dtype = torch.uint8 if on_bytes and bool((site.amplitude == 1).all()) else None
+            for watched, amplitude in ((False, site.amplitude), (True, torch.ones(()))):
+                if NEURONS[site.neuron].soft_reset:
+                    fused = FusedNeurons(replace(site, amplitude=amplitude), factor, dtype=dtype, scan=scan)
+                    self._neurons[name, watched] = fused
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, observe: Observer | None = None) -> Tensor:
@@ -89,11 +110,11 @@ class Simulator:
         Tensor
             The network's output in each step, ``[T, N, classes]``.
         """
-        still = inputs.stride(0) == 0 or len(inputs) == 1
-        images = inputs[0] if still else inputs.flatten(0, 1)
+        constant = inputs.stride(0) == 0 or len(inputs) == 1
+        images = inputs[0] if constant else inputs.flatten(0, 1)
         if images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        outputs = self._interpreter.simulate(images, len(inputs), observe, still=still)
+        outputs: Tensor = _Simulation(self, len(inputs), observe, constant=constant).run(images)
         return outputs.reshape(*inputs.shape[:2], *outputs.shape[1:])
 
 
@@ -111,11 +132,9 @@ def _lay_channels_last(graph: fx.GraphModule) -> None:
 class _Sum:
     """A sum of two terms that nothing but neurons read, and which is left to them."""
 
-    node: fx.Node
-    first: fx.Node
-    second: fx.Node
+    terms: tuple[fx.Node, fx.Node]
     factor: Tensor | None
-    """What the second term multiplies its input by, which is left to the neurons too."""
+    """What the second term is multiplied by, which is left to the neurons too."""
 
 
 def _sums_before_neurons(graph: fx.GraphModule, plan: Plan, input_shape: Sequence[int]) -> dict[str, _Sum]:
@@ -129,7 +148,8 @@ def _sums_before_neurons(graph: fx.GraphModule, plan: Plan, input_shape: Sequenc
             continue
         if all(term.op != "get_attr" and term.meta["tensor_meta"].shape[1:] == shapes[name] for term in terms):
             first, second = sorted(terms, key=lambda term: _factor(graph, term, shapes[name]) is not None)
-            found[name] = _Sum(node, first, second, _factor(graph, second, shapes[name]))
+            factor = _factor(graph, second, shapes[name])
+            found[name] = _Sum((first, second if factor is None else second.all_input_nodes[0]), factor)
     return found
 
 
@@ -145,116 +165,41 @@ def _factor(graph: fx.GraphModule, node: fx.Node, shape: Sequence[int]) -> Tenso
     return rows[:, 0].clone() if rows is not None and bool((rows == rows[:, :1]).all()) else None
 
 
-class _Interpreter(fx.Interpreter):
-    """Runs the layers of a micro-batch one after the other.
+class _Simulation(Walk):
+    """One micro-batch, all layers one after the other."""
 
-    If images are the same in all steps, values that nothing but the image decides are ``[N, ...]``. All others are
-    ``[T * N, ...]``. Each call works with a copy, so that several may run at once.
-    """
+    def __init__(self, simulator: Simulator, timesteps: int, observe: Observer | None, *, constant: bool) -> None:
+        super().__init__(simulator._schedule, timesteps, constant=constant)
+        self._simulator = simulator
+        self._observe = observe
 
-    _timesteps: int
-    _observe: Observer | None
-    _still: set[fx.Node]
-
-    def __init__(
-        self,
-        graph: fx.GraphModule,
-        plan: Plan,
-        sums: Mapping[str, _Sum],
-        on_bytes: bool,
-        scan: str | None,
-    ) -> None:
-        super().__init__(graph)
-        self._plan = dict(plan)
-        self._sites = {site.node: site for site in find_sites(graph).values()}
-        self._sums = {found.node: found for found in sums.values()}
-        self._passed = {node for site in self._sites.values() for node in site.rest}
-        self._passed |= {found.second for found in sums.values() if found.factor is not None}
-        self._before_spikes = _before(graph, set(self._sites))
-        # What a layer has just computed, for nobody else.
-        self._free = {node for node in graph.graph.nodes if len(node.users) == 1 and self._has_weights(node)}
-        # Neurons whose spikes are worth what they are worth, and, for who wants to see them, 1.
-        self._neurons: dict[tuple[str, bool], FusedNeurons] = {}
-        for name, site in plan.items():
-            factor = sums[name].factor if name in sums else None
-            dtype = torch.uint8 if on_bytes and bool((site.amplitude == 1).all()) else None
-            for watched, amplitude in ((False, site.amplitude), (True, torch.ones(()))):
-                if NEURONS[site.neuron].soft_reset:
-                    fused = FusedNeurons(replace(site, amplitude=amplitude), factor, dtype=dtype, scan=scan)
-                    self._neurons[name, watched] = fused
-
-    def simulate(self, images: Tensor, timesteps: int, observe: Observer | None, *, still: bool) -> Tensor:
-        """Run so many steps of images ``[T * N, ...]``, or ``[N, ...]`` if they are still."""
-        call = copy.copy(self)
-        call._timesteps = timesteps
-        call._observe = observe
-        call._still = self._before_spikes if still else set()
-        outputs: Tensor = call.run(images)
-        return outputs
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n in self._sites:
-            return self._fire(self._sites[n].name, self.env[self._sites[n].current], self._sites[n].current)
-        if n in self._sums:
-            return self._value(self._sums[n].first, n), self._value(self._sums[n].second, n)
-        if n in self._passed:  # neurons do that by themselves
-            return self._value(n.all_input_nodes[0], n)
-        if n not in self._still and is_cumulative(self._module(n)):
-            return max_pool_window(self._module(n), _no_bytes(self._value(n.all_input_nodes[0], n)), self._timesteps)
-        return super().run_node(n)
-
-    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
-        return map_arg((n.args, n.kwargs), lambda before: self._value(before, n))
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        layer = self.fetch_attr(target)
-        return layer(*(args if isinstance(layer, _FOR_BYTES) else map(_no_bytes, args)), **kwargs)
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return target(*(args if target in _SHAPES else map(_no_bytes, args)), **kwargs)
-
-    def _value(self, node: fx.Node, reader: fx.Node) -> Any:
-        """Return a node's value as another reads it: for each step, if anything there differs from step to step."""
-        value = self.env[node]
-        if node in self._still and reader not in self._still:
-            return torch.cat([value] * self._timesteps)
-        return value
-
-    def _fire(self, name: str, currents: Any, node: fx.Node) -> Tensor:
-        still, watched = node in self._still, self._observe is not None
-        plan = self._plan[name]
-        if (name, watched) in self._neurons:
-            first, other = currents if node in self._sums else (currents, None)
-            overwrite = (self._sums[node].first if node in self._sums else node) in self._free
-            spikes = self._neurons[name, watched](first, self._timesteps, other, still=still, overwrite=overwrite)
+    def neurons(self, site: Site, terms: Sequence[Tensor]) -> Tensor:
+        plan, watched = self._simulator._plan[site.name], self._observe is not None
+        constant = not self.varies(site.node)
+        fused = self._simulator._neurons.get((site.name, watched))
+        if fused is not None:
+            overwrite = self.schedule.reads[site.node][0] in self._simulator._free
+            spikes = fused(terms[0], self.timesteps, *terms[1:], still=constant, overwrite=overwrite)
         else:
             watched = True  # what they fire is worth 1
-            each_step = currents.expand(self._timesteps, *currents.shape) if still else self._steps(currents)
+            (currents,) = terms
+            each_step = currents.expand(self.timesteps, *currents.shape) if constant else self._steps(currents)
             spikes = fire(each_step, plan).flatten(0, 1)
         if self._observe is not None:
-            self._observe(name, self._steps(spikes))
+            self._observe(site.name, self._steps(spikes))
         worth = watched and spikes.dtype != torch.uint8
         return spikes * per_channel(plan.amplitude, spikes) if worth else spikes
 
+    def max_pool(self, node: fx.Node, currents: Tensor) -> Any:
+        return super().max_pool(node, _no_bytes(currents))
+
+    def layer(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        moves = node.op == "call_method" or node.target in _SHAPES
+        for_bytes = moves or isinstance(self.schedule.modules.get(node), _FOR_BYTES)
+        return super().layer(node, args if for_bytes else tuple(map(_no_bytes, args)), kwargs)
+
     def _steps(self, values: Tensor) -> Tensor:
-        return values.reshape(self._timesteps, -1, *values.shape[1:])
-
-    def _has_weights(self, node: fx.Node) -> bool:
-        module = self._module(node)
-        return module is not None and any(True for _ in (*module.parameters(), *module.buffers()))
-
-    def _module(self, node: fx.Node) -> Any:
-        return self.fetch_attr(str(node.target)) if node.op == "call_module" else None
-
-
-def _before(graph: fx.GraphModule, sites: set[fx.Node]) -> set[fx.Node]:
-    """Return the nodes that the image decides without any neurons."""
-    found: set[fx.Node] = set()
-    for node in graph.graph.nodes:
-        reads = [before for before in node.all_input_nodes if before.op != "get_attr"]
-        if node.op == "placeholder" or (reads and node not in sites and found.issuperset(reads)):
-            found.add(node)
-    return found
+        return values.reshape(self.timesteps, -1, *values.shape[1:])
 
 
 def _no_bytes(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from snn_lowlat.training.activations import (
+from snn_lowlat.activations import (
     ACTIVATIONS,
     Activation,
     CeilingReLU,
@@ -13,13 +13,13 @@ from snn_lowlat.training.activations import (
     ValueRangeReLU,
     make_activation,
 )
+from snn_lowlat.training.ceilings import fit_ceilings
+from snn_lowlat.training.input_spikes import InputSpikes, expand_input
 from snn_lowlat.training.replacement import replace_activations
 
 if TYPE_CHECKING:
-    from snn_lowlat.training.ceilings import fit_ceilings
     from snn_lowlat.training.classifier import Classifier
     from snn_lowlat.training.fine_tuning import FineTuning
-    from snn_lowlat.training.input_spikes import InputSpikes, expand_input
     from snn_lowlat.training.rounding import RoundLater
 
 __all__ = [
@@ -38,20 +38,11 @@ __all__ = [
     "replace_activations",
 ]
 
-
-_LATER = {
-    "Classifier": "classifier",
-    "FineTuning": "fine_tuning",
-    "RoundLater": "rounding",
-    "InputSpikes": "input_spikes",
-    "expand_input": "input_spikes",
-    "fit_ceilings": "ceilings",
-}
+_LATER = {"Classifier": "classifier", "FineTuning": "fine_tuning", "RoundLater": "rounding"}
 
 
 def __getattr__(name: str) -> Any:
-    # Whoever only converts networks need not wait for Lightning to be imported; and the graph's rules know the
-    # activations here, so what needs a graph can't be imported with them.
+    # Whoever only converts networks need not wait for Lightning to be imported.
     if name in _LATER:
         return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from snn_lowlat import checks
+from snn_lowlat.activations import CeilingReLU, QuantisedReLU
 from snn_lowlat.calibration import SiteStatistics, observe
 from snn_lowlat.errors import CalibrationError
 from snn_lowlat.strategies.thresholds import find_threshold
-from snn_lowlat.training.activations import CeilingReLU, QuantisedReLU
 
 __all__ = ["fit_ceilings"]
 

@@ -18,8 +18,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms.v2 import MixUp
 
 from snn_lowlat import checks
+from snn_lowlat.activations import CeilingReLU
 from snn_lowlat.answers import class_indices, class_logits
-from snn_lowlat.training.activations import CeilingReLU
 from snn_lowlat.training.layout import lay_channels_last
 from snn_lowlat.training.resuming import TRAINER_KEY, trainer_options
 

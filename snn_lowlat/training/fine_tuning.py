@@ -138,7 +138,8 @@ class FineTuning(Classifier):
         seed: int = 0,
     ) -> None:
         snn = checks.spiking_model("snn", snn)
-        num_classes = checks.count("num_classes", num_classes, 2)
+        if num_classes is not None:
+            num_classes = checks.count("num_classes", num_classes)
         checks.one_of("optimizer", optimizer, _OPTIMIZERS)
         measuring_batches = checks.count("measuring_batches", measuring_batches)
         segments = checks.count("segments", segments)

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from snn_lowlat import checks
+from snn_lowlat.activations import ValueRangeReLU
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
+from snn_lowlat.graph.vocabulary import by_dimensions, modules
 from snn_lowlat.modes import evaluating
-from snn_lowlat.training.activations import ValueRangeReLU
 
 __all__ = ["InputSpikes", "expand_input"]
 
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_LAYERS = modules("convolution", "linear")
 _PAPERS_GRIDS = (0, 1, -1, 0, 1, -1)
 
 
@@ -95,13 +96,12 @@ class InputSpikes(nn.Module):
             factors = torch.cat([factors, -factors])
         # Copies of a channel lie side by side.
         weight = (factors / ranges[:, None]).reshape(-1, 1, *[1] * dimensions)
-        layers = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
         self.layer: Any
         if dimensions == 0:
             self.layer = nn.Linear(channels, len(weight))
             weight = torch.block_diag(*weight.reshape(channels, -1, 1))  # type: ignore[no-untyped-call]
         else:
-            self.layer = layers[dimensions](channels, len(weight), 1, groups=channels)  # type: ignore[operator]
+            self.layer = by_dimensions("convolution")[dimensions](channels, len(weight), 1, groups=channels)
         self.layer.weight = nn.Parameter(weight, requires_grad=False)
         self.layer.bias = nn.Parameter(torch.full((len(self.layer.bias),), shift / resolution), requires_grad=False)
         self.neurons = ValueRangeReLU(timesteps, resolution)

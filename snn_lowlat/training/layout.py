@@ -19,5 +19,5 @@ def lay_channels_last(model: AnyModule) -> AnyModule:
     """
     for parameter in model.parameters():
         if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
     return model

@@ -15,11 +15,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from snn_lowlat import checks
+from snn_lowlat.activations import Activation, ChannelsElsewhere, make_activation, needs_channels
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
+from snn_lowlat.graph import find_sites, try_normalise
 from snn_lowlat.graph.preparing import computed_tensors
 from snn_lowlat.modes import evaluating
-from snn_lowlat.training.activations import Activation, ChannelsElsewhere, make_activation, needs_channels
 
 __all__ = ["replace_activations"]
 
@@ -251,9 +252,6 @@ def _channels(
     model: nn.Module, relus: list[nn.Module], example_input: Tensor
 ) -> dict[nn.Module, tuple[torch.Size, int]]:
     """Run a batch through the network and note the shape of what arrives at each ReLU, and where its channels are."""
-    # The normal form knows this package's activations, and so stands on it.
-    from snn_lowlat.graph import find_sites, try_normalise
-
     found: dict[nn.Module, torch.Size] = {}
 
     def note(relu: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -8,7 +8,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from snn_lowlat import checks
-from snn_lowlat.training.activations import QuantisedReLU, ValueRangeReLU
+from snn_lowlat.activations import QuantisedReLU, ValueRangeReLU
 
 __all__ = ["RoundLater"]
 

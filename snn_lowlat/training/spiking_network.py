@@ -16,6 +16,7 @@ from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.graph import BATCH_NORMS, channel_dimensions, find_sites
 from snn_lowlat.graph.names import free_name
 from snn_lowlat.graph.passes import fold_batch_norms
+from snn_lowlat.graph.vocabulary import by_dimensions, module_of, modules
 from snn_lowlat.neurons import NEURONS
 from snn_lowlat.neurons.surrogate import SpikeOptions
 from snn_lowlat.plan import Plan, SitePlan
@@ -25,8 +26,8 @@ from snn_lowlat.training.window_pass import WindowPass
 
 __all__ = ["TrainableNetwork"]
 
-_NORMED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORM_OF: dict[int, type[nn.Module]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+_NORMED = modules("convolution", "linear")
+_NORMS = by_dimensions("norm")
 
 
 class TrainableNetwork(nn.Module):
@@ -137,7 +138,7 @@ class TrainableNetwork(nn.Module):
         values: dict[fx.Node, Tensor] = {walk.nodes[0]: images}
         bounds = [round(len(walk.nodes) * part / segments) for part in range(segments + 1)]
         for start, end in pairwise(bounds):
-            values = walk.run(start, end, values) if segments == 1 else self._checkpointed(walk, start, end, values)
+            values = walk.part(start, end, values) if segments == 1 else self._checkpointed(walk, start, end, values)
         (outputs,) = values.values()
         return outputs.view(self.timesteps, -1, *outputs.shape[1:]).mean(0)
 
@@ -199,7 +200,7 @@ class TrainableNetwork(nn.Module):
         before, after = list(values), list[fx.Node]()
 
         def part(*tensors: Tensor) -> tuple[Tensor, ...]:
-            found = walk.run(start, end, dict(zip(before, tensors, strict=True)))
+            found = walk.part(start, end, dict(zip(before, tensors, strict=True)))
             after[:] = found
             return tuple(found.values())
 
@@ -260,7 +261,7 @@ def _insert_batch_norms(graph: fx.GraphModule, input_shape: Sequence[int]) -> li
             feeding.add(node)
     names = []
     for node in [node for node in graph.graph.nodes if node in feeding]:
-        layer = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        layer = module_of(graph, node)
         if type(layer) not in _NORMED:
             continue
         place, dimension = node, channels[node]
@@ -268,7 +269,7 @@ def _insert_batch_norms(graph: fx.GraphModule, input_shape: Sequence[int]) -> li
             (place,) = place.users
             dimension = list(place.args[1:]).index(dimension)
         if dimension == 1:
-            kind = _NORM_OF[len(place.meta["tensor_meta"].shape)]
+            kind = _NORMS[max(len(place.meta["tensor_meta"].shape) - 2, 1)]
             names.append(_insert_batch_norm(graph, node, place, layer, kind))
     graph.graph.lint()
     graph.recompile()

@@ -14,7 +14,6 @@ from torch import Tensor, fx, nn
 
 import snn_lowlat.benchmark
 from snn_lowlat import SitePlan, convert
-from snn_lowlat.adapters import get_backend
 from snn_lowlat.benchmark import run_benchmark
 from snn_lowlat.benchmark.contestants import ANN, OURS, by_spikingjelly, multi_step, step_by_step
 from snn_lowlat.benchmark.fine_tuning import _ours, _spikingjelly
@@ -25,6 +24,7 @@ from snn_lowlat.benchmark.tasks import TASKS
 from snn_lowlat.config import ConfigError, checked
 from snn_lowlat.errors import SnnLowlatError
 from snn_lowlat.graph import find_sites
+from snn_lowlat.hosts import get_backend
 from snn_lowlat.models import ResNet, SmallCNN
 from snn_lowlat.run import run
 
@@ -329,7 +329,7 @@ def test_rounds_end_with_the_time_for_them_but_there_are_two() -> None:
         (["benchmark.timesteps=[1,x]"], r"benchmark\.timesteps.*x"),
         (["benchmark.batch_sizes=[0]"], r"benchmark\.batch_sizes must be"),
         (["benchmark.input_shape=[3]"], r"benchmark\.input_shape must be \[channels"),
-        (["benchmark.rounds=1"], r"benchmark\.rounds must be at least 2"),
+        (["benchmark.rounds=1"], r"benchmark\.rounds must be a whole number of at least 2"),
         (["benchmark.seconds=-1"], r"benchmark\.seconds"),
         (["benchmark.networks.tiny=null"], r"benchmark\.networks must hold"),
         (["benchmark.networks.tiny=3"], r"benchmark\.networks\.tiny must be a mapping"),

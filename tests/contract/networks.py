@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from snn_lowlat.adapters import get_backend
+from snn_lowlat.activations import CeilingReLU
 from snn_lowlat.graph import find_sites
+from snn_lowlat.hosts import get_backend
 from snn_lowlat.simulation import window_starts
-from snn_lowlat.training.activations import CeilingReLU
 
 
 class AveragePoolNetwork(nn.Module):

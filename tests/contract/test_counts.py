@@ -6,7 +6,7 @@ from matrix import COUNTED, ROWS
 from networks import NETWORKS, make_images, make_network, recorded
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.neurons import NEURONS, per_channel
 from snn_lowlat.neurons.accumulate_then_fire import MARGIN
 from snn_lowlat.simulation import count, simulate

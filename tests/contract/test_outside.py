@@ -11,7 +11,7 @@ from networks import NETWORKS, AveragePoolNetwork, ResidualNetwork, make_images,
 from outside import ENTRY_POINTS
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.neurons import NEURONS
 from snn_lowlat.simulation import simulate
 from snn_lowlat.strategies.registry import REGISTRY

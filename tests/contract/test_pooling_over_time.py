@@ -7,11 +7,11 @@ from spikingjelly.activation_based import functional
 from torch import nn
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.evaluation import diagnose
+from snn_lowlat.hosts import BACKENDS
+from snn_lowlat.model_file import digest_of
 from snn_lowlat.neurons.max_pool import is_cumulative
 from snn_lowlat.neurons.surrogate import SpikeOptions
-from snn_lowlat.persistence import _digest
 from snn_lowlat.training.spiking_network import TrainableNetwork
 
 STRATEGIES = {
@@ -114,7 +114,7 @@ def test_files_from_before_pool_as_their_networks_did(strategy, tmp_path):
     snn, images = convert(strategy), make_images(5)
     snn.save(tmp_path / "snn.pt")
     contents = torch.load(tmp_path / "snn.pt", weights_only=True) | {"version": 2}
-    torch.save(contents | {"digest": _digest(contents)}, tmp_path / "snn.pt")
+    torch.save(contents | {"digest": digest_of(contents)}, tmp_path / "snn.pt")
     way = "per_step" if strategy == "optimized_potential" else "cumulative"
     for model in (None, make_network(MaxPoolNetwork)):
         loaded = snn_lowlat.load(tmp_path / "snn.pt", model=model)

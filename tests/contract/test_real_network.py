@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.convert import PRECISIONS
 from snn_lowlat.data import CIFAR10
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.models import ResNet20, load_weights
 from snn_lowlat.simulation import count, micro_batches, simulate
 from snn_lowlat.training import QuantisedReLU, fit_ceilings

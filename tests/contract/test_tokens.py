@@ -6,9 +6,9 @@ from token_networks import TOKEN_NETWORKS, Pixels, Sequences, Tokens, make_token
 from torch import nn
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.evaluation import diagnose
 from snn_lowlat.graph import find_sites, normalise
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.simulation import simulate
 
 ROWS = [

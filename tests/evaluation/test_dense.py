@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.evaluation import (
     COST_MODELS,
     Analysis,
@@ -28,9 +27,10 @@ from snn_lowlat.evaluation import (
     write_json,
     write_report,
 )
-from snn_lowlat.evaluation.analysis import Example
-from snn_lowlat.evaluation.figures import raster_figure
-from snn_lowlat.evaluation.report import decibels
+from snn_lowlat.evaluation.measuring.analysis import Example
+from snn_lowlat.evaluation.measuring.report import decibels
+from snn_lowlat.evaluation.reporting.figures import raster_figure
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.simulation import simulate
 
 # As many steps as the images are high: nothing may take one for the other.

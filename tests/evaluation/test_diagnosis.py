@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snn_lowlat.convert import convert
 from snn_lowlat.evaluation import Diagnosis, SiteErrors, analyse, diagnose
-from snn_lowlat.evaluation.diagnosis import ERRORS, remedies
+from snn_lowlat.evaluation.measuring.diagnosis import ERRORS, remedies
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.models import SmallCNN
 from snn_lowlat.neurons import MAX_POOLINGS

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.evaluation import plot_events
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.simulation import simulate
 
 

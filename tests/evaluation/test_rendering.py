@@ -14,7 +14,7 @@ from torch import nn
 
 from snn_lowlat.convert import convert
 from snn_lowlat.evaluation import Report, analyse, cost_model, evaluate, write_csv, write_json, write_report
-from snn_lowlat.evaluation.figures import (
+from snn_lowlat.evaluation.reporting.figures import (
     accuracy_figure,
     best_trade_offs,
     energy_figure,

@@ -40,7 +40,7 @@ def test_a_report_to_read_is_written_only_when_asked_for(tmp_path: Path) -> None
     [
         ("report.formats=[pdf]", r"report: unknown format 'pdf'.*html"),
         ("report.energy=[fp64_45nm]", r"report: unknown cost model 'fp64_45nm'.*fp32_45nm"),
-        ("report.images=0", r"report\.images must be at least 1"),
+        ("report.images=0", r"report\.images must be a whole number of at least 1"),
         ("+report.pictures=3", r"report\.pictures.*images"),
     ],
 )

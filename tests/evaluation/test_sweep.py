@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.convert import convert
 from snn_lowlat.evaluation import FiringRates, evaluate, labels_of
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.models import SmallCNN
 

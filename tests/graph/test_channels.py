@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from snn_lowlat.activations import CeilingReLU
 from snn_lowlat.graph import bias_carrier, channel_dimensions, find_sites, normalise, output_bias_carrier
-from snn_lowlat.training.activations import CeilingReLU
 from tests.contract.token_networks import TOKEN_NETWORKS, Pixels, Sequences, make_token_network
 
 

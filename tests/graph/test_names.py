@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.graph.names import free_name, is_safe_name, safe_name, safe_names
+from snn_lowlat.hosts import BACKENDS
 
 ODD = ["self", "class", "graph", "meta", "training", "ﬁ"]
 NAMES = st.one_of(st.text(), st.from_regex(r"\w+"), st.sampled_from(ODD))

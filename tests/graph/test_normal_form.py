@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from snn_lowlat import ConversionError, check_convertible
+from snn_lowlat.activations import CeilingReLU
 from snn_lowlat.graph import bias_carrier, channel_dimensions, depth, find_sites, normalise, output_bias_carrier
-from snn_lowlat.training.activations import CeilingReLU
 
 
 class Lambda(nn.Module):

@@ -10,9 +10,9 @@ from torch import nn
 
 import snn_lowlat
 from snn_lowlat import check_convertible
-from snn_lowlat.adapters import BACKENDS
+from snn_lowlat.activations import CeilingReLU
 from snn_lowlat.graph import find_sites, normalise
-from snn_lowlat.training.activations import CeilingReLU
+from snn_lowlat.hosts import BACKENDS
 
 
 class Head(nn.Module):
@@ -145,6 +145,10 @@ FOLLOWING = {
     "amax with keepdim": lambda x: torch.amax(x, dim=(-1, -2), keepdim=True),
     "max over a dimension": lambda x: x.max(dim=3)[0],
     "values of max": lambda x: torch.max(x, 2, keepdim=True).values,
+    "pixel_shuffle": lambda x: F.pixel_shuffle(x, 2),
+    "keywords of pixel_unshuffle": lambda x: F.pixel_unshuffle(input=x, downscale_factor=4),
+    "channel_shuffle": lambda x: F.channel_shuffle(x, 4),
+    "a ReLU again": lambda x: F.relu(F.channel_shuffle(F.relu(F.pixel_shuffle(x, 2)), 2)),
     "watched and not used": lambda x: (x.std(), torch.sigmoid(x), x)[-1],
 }
 
@@ -330,6 +334,14 @@ def test_a_layer_with_a_forward_of_its_own_is_traced_through_it():
     conv.forward = MethodType(lambda self, x: F.relu(F.conv2d(x, 2 * self.weight, self.bias)), conv)
     model = Head(lambda x, layer: layer(F.relu(x)), conv)
     assert len(find_sites(assert_converts(model))) == 2
+
+
+@pytest.mark.parametrize("shuffle", [nn.PixelShuffle(2), nn.PixelUnshuffle(2), nn.ChannelShuffle(4)], ids=type)
+def test_shuffled_currents_and_spikes_convert(shuffle):
+    assert len(find_sites(assert_converts(Head(lambda x, layer: F.relu(layer(x)), shuffle)))) == 1
+    graph = assert_converts(Head(lambda x, layer: F.max_pool2d(layer(F.relu(x)), 2), shuffle))
+    # What is pooled behind a shuffle are currents; a linear layer reads spikes.
+    assert len(find_sites(graph)) == 2
 
 
 def test_a_parameter_outside_the_network_is_a_constant():

@@ -68,6 +68,28 @@ def test_channels_stay_last_in_memory():
     assert torch.equal(pooled, max_pool_window(nn.MaxPool2d(2), currents.contiguous(), 4))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("pool", "size"),
+    [
+        (nn.MaxPool2d(2), (8, 6)),
+        (nn.MaxPool2d(3, 2, 1), (9, 8)),
+        (nn.MaxPool2d((2, 3), (1, 2), (0, 1), ceil_mode=True), (7, 8)),
+        (nn.MaxPool2d(2, 1, dilation=3), (9, 8)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("channels", [1, 3, 300])
+def test_the_compiled_loop_gives_the_same_to_the_last_bit(pool, size, channels, dtype):
+    generator = torch.Generator().manual_seed(0)
+    currents = torch.randn(5 * 2, channels, *size, dtype=dtype, generator=generator).round(decimals=1)
+    currents = currents.to(memory_format=torch.channels_last)
+    found = max_pool_window(pool, currents, 5)
+    expected, _ = cumulative_max_pool(pool, currents.unflatten(0, (5, 2)))
+    assert torch.equal(found, expected.flatten(0, 1))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_pool_of_each_step_is_torchs_own(pool_and_currents):
     pool, currents = pool_and_currents
     other = per_step(pool)

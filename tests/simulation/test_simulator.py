@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
+from snn_lowlat.hosts import BACKENDS
+from snn_lowlat.int8 import IntegerConvolution, has_integer_kernels
 from snn_lowlat.models import ResNet, ResNet20
 from snn_lowlat.simulation import SCANS, Simulator, simulate
-from snn_lowlat.simulation.integer_layers import IntegerConvolution, has_integer_kernels
 
 STRATEGIES = ["optimized_potential", "value_range", "temporal_switch"]
 
@@ -89,9 +89,9 @@ def test_the_sums_of_residual_blocks_are_left_to_the_neurons(shortcut):
     torch.manual_seed(0)
     snn, images = convert((ResNet(3, shortcut=shortcut).eval(), torch.rand(2, 3, 32, 32)), precision="int8")
     simulator = Simulator(*snn.normal_form(), images)
-    assert len(simulator._interpreter._sums) == 9
+    assert len(simulator._sums) == 9
     if has_integer_kernels():
-        modules = simulator._interpreter.module.modules()
+        modules = simulator._schedule.graph.modules()
         kernels = sum(isinstance(module, IntegerConvolution) for module in modules)
         assert kernels == (18 if shortcut == "subsample" else 20)  # all but the one that reads the image
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import snn_lowlat
 from snn_lowlat import SpikingModel
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.data import Digits
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.models import SmallCNN
 from snn_lowlat.training.fine_tuning import FineTuning
 from tests.contract.networks import NETWORKS, make_images, make_network

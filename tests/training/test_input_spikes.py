@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.errors import ConversionError
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.models import ResNet20, SmallCNN
 from snn_lowlat.simulation import count
 from snn_lowlat.training import InputSpikes, expand_input
@@ -12,7 +12,7 @@ from snn_lowlat.training import InputSpikes, expand_input
 
 def test_each_copy_has_its_own_grid():
     """The definition of the paper's released training, written out: levels of the grids N, N + 1, N - 1, cut at T."""
-    images = torch.rand(5, 3, 4, 4)
+    images = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     values = InputSpikes(3, timesteps=2, resolution=3)(images)
     assert values.shape == (5, 18, 4, 4)
     for channel in range(3):

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
 from snn_lowlat.calibration import Histogram, SiteStatistics
 from snn_lowlat.errors import CalibrationError
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.models import ResNet20, SmallCNN
 from snn_lowlat.strategies import find_threshold
 from snn_lowlat.training import CeilingReLU, QuantisedReLU, fit_ceilings, replace_activations

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
+from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.models import SmallCNN
 from snn_lowlat.training import ValueRangeReLU, replace_activations
 

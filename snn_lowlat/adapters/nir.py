@@ -1,0 +1,7 @@
+"""The former place of :mod:`snn_lowlat.nir`."""
+
+import sys
+
+from snn_lowlat import nir
+
+sys.modules[__name__] = nir

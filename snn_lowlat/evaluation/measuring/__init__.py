@@ -1,0 +1,1 @@
+"""How good a converted network is: accuracy after every step, spikes, operations, energy, errors by layer."""
