@@ -1,5 +1,5 @@
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,19 +10,6 @@ import torch
 def _one_thread() -> None:
     """Small networks run faster on one thread than on several that wait for each other."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture
-def hydra() -> Iterator[None]:
-    """Let ``compose`` find the package's configuration, and no other test's."""
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from snn_lowlat.config import CONFIG_FOLDER
-
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        yield
 
 
 @pytest.fixture

@@ -6,16 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hydra import compose
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
+
+from snn_lowlat.cli.choices import CONFIG_FOLDER
 
 FAST = ("threads=1", "trainer.max_epochs=1", "model.width=4", "trainer.accelerator=cpu", "device=cpu")
 """One epoch of a small network on one thread."""
 
 
 def composed(*overrides: str) -> DictConfig:
-    """Return the configuration that a command with these overrides gets; needs the fixture ``hydra``."""
-    return compose("config", overrides=list(overrides))
+    """Return the configuration that a command with these overrides gets."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
 
 
 def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

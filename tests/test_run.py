@@ -27,7 +27,6 @@ from snn_lowlat.training import Classifier
 from tests.hydra_runs import FAST, command, composed
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml"))
-pytestmark = pytest.mark.usefixtures("hydra")
 
 
 def test_quickstart_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, fx, nn
@@ -27,6 +26,7 @@ from snn_lowlat.graph import find_sites
 from snn_lowlat.hosts import get_backend
 from snn_lowlat.models import ResNet, SmallCNN
 from snn_lowlat.run import run
+from tests import hydra_runs
 
 CONTESTANTS = TASKS["simulation"].contestants
 
@@ -51,11 +51,10 @@ RESIDUAL = (
     "benchmark.input_shape=[3,8,8]",
 )
 PADDED = ("+benchmark.networks.tiny._target_=test_benchmark.Padded", "benchmark.input_shape=[1,8,8]")
-pytestmark = pytest.mark.usefixtures("hydra")
 
 
 def composed(*overrides: str, network: tuple[str, ...] = SMALL) -> DictConfig:
-    return checked(compose("config", overrides=[*TINY, *network, *overrides]))
+    return checked(hydra_runs.composed(*TINY, *network, *overrides))
 
 
 def read(folder: Path) -> list[dict[str, str]]:
@@ -88,7 +87,7 @@ def test_one_command_from_end_to_end(
         return 4.0
 
     monkeypatch.setattr(snn_lowlat.benchmark, "extra_memory", weigh)
-    ratio = run(compose("config", overrides=[*TINY, *SMALL, "benchmark.memory=true"]), tmp_path)
+    ratio = run(hydra_runs.composed(*TINY, *SMALL, "benchmark.memory=true"), tmp_path)
     found = read(tmp_path)
     assert [row["contestant"] for row in found] == 2 * list(CONTESTANTS)
     assert [int(row["timesteps"]) for row in found] == [1] * 6 + [2] * 6
@@ -185,7 +184,7 @@ def test_batches_of_fine_tuning_start_from_rest_and_without_gradients() -> None:
 
 def test_the_benchmark_of_fine_tuning_is_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = list(TASKS["fine_tuning"].contestants)
-    config = compose("config", overrides=["+experiment=benchmark_fine_tuning", *TINY[1:], *SMALL])
+    config = hydra_runs.composed("+experiment=benchmark_fine_tuning", *TINY[1:], *SMALL)
     assert config.benchmark.task == "fine_tuning"
     ratio = run(config, tmp_path)
     found = read(tmp_path)
@@ -345,7 +344,7 @@ def test_rounds_end_with_the_time_for_them_but_there_are_two() -> None:
 )
 def test_config_errors_name_the_key(overrides: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"(?s){message}"):
-        run(compose("config", overrides=[*TINY, *SMALL, *overrides]), tmp_path)
+        run(hydra_runs.composed(*TINY, *SMALL, *overrides), tmp_path)
 
 
 def test_images_are_smooth_and_normalised() -> None:

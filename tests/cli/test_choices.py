@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import CompactHydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from snn_lowlat.cli.choices import CONFIG_FOLDER, options, store_choices
+from snn_lowlat.cli.choices import options, store_choices
 from snn_lowlat.cli.hints import hint, null_group, unknown_key
 from snn_lowlat.cli.main import command_line
 from snn_lowlat.config import ConfigError, checked
@@ -23,8 +22,10 @@ from snn_lowlat.hosts import BACKENDS
 from snn_lowlat.run import run
 from snn_lowlat.strategies import make_strategy, strategies
 from snn_lowlat.strategies.registry import REGISTRY
+from tests import hydra_runs
+from tests.hydra_runs import composed
 
-FAST = ("threads=1", "trainer.max_epochs=1", "model.width=4", "trainer.accelerator=cpu", "device=cpu", "timesteps=2")
+FAST = (*hydra_runs.FAST, "timesteps=2")
 
 PACKAGE = '''
 from dataclasses import dataclass, field
@@ -64,12 +65,6 @@ class Deviations(Strategy):
         threshold = torch.tensor(self.factor * self.deviations)
         return SitePlan(threshold=threshold, initial_potential=threshold / 2, amplitude=threshold)
 '''
-
-
-def composed(*overrides: str) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from dataclasses import replace
 from networks import make_images, make_network
 
 import snn_lowlat
-from snn_lowlat.adapters import BACKENDS
+from snn_lowlat.hosts import BACKENDS
 
 TIMESTEPS = 4
 

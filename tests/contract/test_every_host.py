@@ -10,7 +10,7 @@ from networks import NETWORKS, make_images, recorded, step_by_step
 
 import snn_lowlat
 from snn_lowlat import neurons
-from snn_lowlat.adapters import get_backend
+from snn_lowlat.hosts import get_backend
 from snn_lowlat.simulation import is_online, simulate
 
 

@@ -7,7 +7,8 @@ from networks import NETWORKS, make_images, make_network, recorded
 from spikingjelly.activation_based.ann2snn import FXConverter
 
 import snn_lowlat
-from snn_lowlat.adapters import spikingjelly
+from snn_lowlat import spikingjelly as recipes
+from snn_lowlat.hosts import spikingjelly
 
 
 def test_every_registered_strategy_has_a_row():
@@ -64,7 +65,7 @@ def test_neither_order_nor_size_of_calibration_batches_changes_anything(row, kin
 
 def test_the_recipe_gives_the_same_network(snn, row, kind):
     name, options = ROWS[row]
-    recipe = getattr(spikingjelly, "".join(word.capitalize() for word in name.split("_")) + "Recipe")
+    recipe = getattr(recipes, "".join(word.capitalize() for word in name.split("_")) + "Recipe")
     recipe = recipe(calibration=[make_images()], timesteps=TIMESTEPS, refinements=["bias_correction"], **options)
     network = FXConverter(recipe).convert(make_network(kind))
     inputs = make_images(5).expand(TIMESTEPS, 5, 1, 8, 8)

@@ -14,7 +14,6 @@ from tests import hydra_runs
 from tests.hydra_runs import composed
 
 FAST = (*hydra_runs.FAST, "data.limit_test=40", "report.images=20")
-pytestmark = pytest.mark.usefixtures("hydra")
 
 
 def test_a_report_to_read_is_written_only_when_asked_for(tmp_path: Path) -> None:

@@ -55,7 +55,6 @@ def test_sweep_files_name_their_command_and_extra(path: Path) -> None:
     assert list(content["defaults"][0]) in (["override /hydra/launcher"], ["override /hydra/sweeper"])
 
 
-@pytest.mark.usefixtures("hydra")
 def test_the_objective_is_validation_accuracy_when_asked_for(tmp_path: Path) -> None:
     test = run(composed(*FAST), tmp_path)
     weights = f"model.weights={tmp_path / 'ann.pt'}"
@@ -67,7 +66,6 @@ def test_the_objective_is_validation_accuracy_when_asked_for(tmp_path: Path) -> 
     assert test == evaluate(snn, data.test_dataloader()).accuracy
 
 
-@pytest.mark.usefixtures("hydra")
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
