@@ -349,7 +349,9 @@ class _Rewriting:
             largest = self.values[other.all_input_nodes[0]].largest
             said = torch.maximum(said, self.weights[other].flatten(1).abs().amax(1) * largest)
         lost = unit / 2 * self.values[node.all_input_nodes[0]].largest
-        if bool((lost > said / _LEAST_RESOLUTION).logical_and(said > 0).any()):
+        # Rounding loses nothing of channels without weights, as pruned ones are.
+        has_weights = self.weights[node].flatten(1).any(1)
+        if bool((lost > said / _LEAST_RESOLUTION).logical_and(has_weights).any()):
             names = [str(other.target) for other in self.together[node] if other is not node]
             raise self._obstacle(
                 node, f"its inputs are worth far less than those of {', '.join(map(repr, names))}, which it is added to"

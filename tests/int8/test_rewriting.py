@@ -112,6 +112,28 @@ def test_the_networks_stay_as_they_are():
     assert all(torch.equal(value, before[name]) for name, value in graph.state_dict().items())
 
 
+def test_pruned_channels_are_no_loss():
+    """Channels without weights, which a small bias alone drives, as trained networks have."""
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, 2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(72, 5),
+    ]
+    model = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        for layer in (module for module in model.modules() if isinstance(module, nn.Conv2d)):
+            layer.weight[:4] = 0
+            layer.bias[:4] = torch.tensor([1e-3, 1e-9, 0.0, -1.0])
+    images = torch.rand(32, 1, 8, 8)
+    options = {"timesteps": 64, "refinements": ["bias_correction"]}
+    found, expected = (snn_lowlat.convert(model, images, precision=p, **options)(images) for p in ("int8", "fp32"))
+    assert float((found - expected).square().mean()) < 0.01 * float(expected.square().mean())
+
+
 def test_channels_with_next_to_no_weights_do_not_break_the_sums():
     model = Varied()
     with torch.no_grad():
