@@ -86,7 +86,7 @@ def leaderboard() -> list[dict[str, str]]:
 def test_a_training_that_is_told_to_stop_says_what_is_kept_and_goes_on(
     command: Command, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
-    options = ("trainer.max_epochs=3", "training=adamw", "evaluation.timesteps=[1]")
+    options = ("trainer.max_epochs=3", "training=adamw", "evaluation.timesteps=[1]", "+trainer.limit_train_batches=5")
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, number, epoch=2)
@@ -124,7 +124,13 @@ def test_a_sweep_that_is_told_to_stop_starts_no_further_run(
         step(classifier)
 
     monkeypatch.setattr(Classifier, "on_train_epoch_start", counts)
-    sweep = ("--multirun", "hydra.sweep.dir=sweep", "trainer.max_epochs=2", "seed=1,2,3")
+    sweep = (
+        "--multirun",
+        "hydra.sweep.dir=sweep",
+        "trainer.max_epochs=2",
+        "seed=1,2,3",
+        "+trainer.limit_train_batches=5",
+    )
     assert command(*sweep) == 143
     errors = capsys.readouterr().err
     assert f"The same command with hydra.sweep.dir={Path('sweep').resolve()} goes on with this run" in errors

@@ -54,9 +54,14 @@ def test_nir_exchange(tmp_path, capsys):
     assert (tmp_path / "digits.nir").is_file()
 
 
+# The latter reads its calibration images a hundred times.
+STOCK = ["RateCoding, max", pytest.param("LocalThresholdBalancing", marks=pytest.mark.slow)]
+
+
 @pytest.mark.data
-def test_compare_with_spikingjelly(real_data, tmp_path, monkeypatch):
-    methods = ["SpikingJelly LocalThresholdBalancing", "optimized_potential"]
+@pytest.mark.parametrize("stock", STOCK)
+def test_compare_with_spikingjelly(stock, real_data, tmp_path, monkeypatch):
+    methods = [f"SpikingJelly {stock}", "optimized_potential"]
     weights, folder = real_data("weights/akamaster_resnet20-12fca82f.th"), real_data("cifar10.npz").parent
     arguments = ["--weights", str(weights), "--data", str(folder)]
     arguments += ["--images", "200", "--timesteps", "2", "8", "--methods", *methods, "--output", str(tmp_path / "c.md")]
@@ -72,7 +77,7 @@ def test_compare_objectives(real_data, tmp_path, monkeypatch):
     methods = ["optimized_potential, max", "distribution_aware, signed_then_mse"]
     weights, folder = real_data("weights/akamaster_resnet20-12fca82f.th"), real_data("cifar10.npz").parent
     arguments = ["--weights", str(weights), "--data", str(folder), "--images", "200", "--timesteps", "1", "2"]
-    arguments += ["--calibration-images", "300", "--methods", *methods, "--output", str(tmp_path / "o.md")]
+    arguments += ["--calibration-images", "100", "--methods", *methods, "--output", str(tmp_path / "o.md")]
     monkeypatch.setattr(sys, "argv", ["compare_objectives.py", *arguments])
     runpy.run_path(str(EXAMPLES / "compare_objectives.py"), run_name="__main__")
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in (tmp_path / "o.md").read_text().splitlines()]

@@ -337,6 +337,7 @@ def test_a_resumed_training_is_the_one_that_was_not_interrupted(
 ) -> None:
     options = (
         *(*FAST[:1], *FAST[2:], "timesteps=1", "trainer.max_epochs=3", "data.limit_test=50"),
+        "+trainer.limit_train_batches=6",
         *(
             "model._target_=test_run.Foreign",
             "~model.pooling",
