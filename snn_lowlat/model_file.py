@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ import torch
 from torch import Tensor
 
 from snn_lowlat.errors import FileFormatError
-from snn_lowlat.files import whole_file
-from snn_lowlat.tensor_files import read_tensors
+from snn_lowlat.tensor_files import read_tensors, write_tensors
 
 __all__ = ["digest_of", "read_contents", "write_contents"]
 
@@ -33,11 +31,7 @@ def write_contents(contents: dict[str, Any], path: str | PathLike[str]) -> None:
     """
     contents = {"format": _FORMAT, "version": _VERSION, **contents}
     contents["digest"] = digest_of(contents)
-    # torch's own writer says nothing of use about a full disk.
-    buffer = io.BytesIO()
-    torch.save(contents, buffer)
-    with whole_file(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    write_tensors(contents, path)
 
 
 def read_contents(path: Path) -> dict[str, Any]:

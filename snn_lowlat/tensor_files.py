@@ -1,7 +1,8 @@
-"""Reading torch's files as data: no code in them is run, and no more memory is taken than they could fill."""
+"""Torch's files: read as data, so that no code in them is run and no more memory is taken than they could fill."""
 
 from __future__ import annotations
 
+import io
 import pickletools
 import re
 import zipfile
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor
 
 from snn_lowlat.errors import FileFormatError
-from snn_lowlat.files import open_regular
+from snn_lowlat.files import open_regular, whole_file
 
-__all__ = ["read_tensors"]
+__all__ = ["read_tensors", "write_tensors"]
 
 _DEEPEST = 100
 _MOST_VALUES = 1_000_000
@@ -24,6 +25,15 @@ _MOST_SHARED = 100
 
 _PLAIN = (str, int, float, bool, type(None))
 _GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")
+
+
+def write_tensors(contents: object, path: str | PathLike[str]) -> None:
+    """Write what ``torch.save`` takes to a file, which appears whole or not at all; see ``files.whole_file``."""
+    # torch's own writer says nothing of use about a full disk.
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def read_tensors(path: str | PathLike[str], kind: str, *, plain: bool = False) -> Any:

@@ -45,6 +45,7 @@ from snn_lowlat.evaluation import (
 from snn_lowlat.files import whole_file
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.strategies import Strategy
+from snn_lowlat.tensor_files import write_tensors
 from snn_lowlat.training import fit_ceilings
 
 __all__ = ["run"]
@@ -134,8 +135,7 @@ def _train(config: DictConfig, parts: Parts, folder: Path) -> bool:
             first = train_network(config, parts.ann, parts.data, folder)
         if not first:
             return False
-        with whole_file(folder / "ann.pt") as temporary:
-            torch.save({"state_dict": parts.network.state_dict()}, temporary)
+        write_tensors({"state_dict": parts.network.state_dict()}, folder / "ann.pt")
     parts.ann.eval().to(parts.device)
     return True
 

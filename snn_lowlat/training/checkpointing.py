@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from snn_lowlat.files import whole_file
+from snn_lowlat.tensor_files import write_tensors
 
 __all__ = ["WholeCheckpoints"]
 
@@ -25,5 +24,4 @@ class WholeCheckpoints(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        with whole_file(path) as temporary:
-            torch.save(checkpoint, temporary)
+        write_tensors(checkpoint, path)
