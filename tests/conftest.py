@@ -1,9 +1,16 @@
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what is there to the end: all modules and tests, again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -64,7 +64,7 @@ def test_compare_with_spikingjelly(stock, real_data, tmp_path, monkeypatch):
     methods = [f"SpikingJelly {stock}", "optimized_potential"]
     weights, folder = real_data("weights/akamaster_resnet20-12fca82f.th"), real_data("cifar10.npz").parent
     arguments = ["--weights", str(weights), "--data", str(folder)]
-    arguments += ["--images", "200", "--timesteps", "2", "8", "--methods", *methods, "--output", str(tmp_path / "c.md")]
+    arguments += ["--images", "100", "--timesteps", "2", "8", "--methods", *methods, "--output", str(tmp_path / "c.md")]
     monkeypatch.setattr(sys, "argv", ["compare_with_spikingjelly.py", *arguments])
     runpy.run_path(str(EXAMPLES / "compare_with_spikingjelly.py"), run_name="__main__")
     rows = [row.split("|")[1:-1] for row in (tmp_path / "c.md").read_text().splitlines()]
@@ -76,7 +76,7 @@ def test_compare_with_spikingjelly(stock, real_data, tmp_path, monkeypatch):
 def test_compare_objectives(real_data, tmp_path, monkeypatch):
     methods = ["optimized_potential, max", "distribution_aware, signed_then_mse"]
     weights, folder = real_data("weights/akamaster_resnet20-12fca82f.th"), real_data("cifar10.npz").parent
-    arguments = ["--weights", str(weights), "--data", str(folder), "--images", "200", "--timesteps", "1", "2"]
+    arguments = ["--weights", str(weights), "--data", str(folder), "--images", "100", "--timesteps", "1", "2"]
     arguments += ["--calibration-images", "100", "--methods", *methods, "--output", str(tmp_path / "o.md")]
     monkeypatch.setattr(sys, "argv", ["compare_objectives.py", *arguments])
     runpy.run_path(str(EXAMPLES / "compare_objectives.py"), run_name="__main__")

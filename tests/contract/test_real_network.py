@@ -39,8 +39,8 @@ def cifar10(real_data):
 
 @pytest.mark.data
 def test_step_modes_saving_and_accuracy_on_some_images(resnet, cifar10, tmp_path):
-    data = cifar10(200)
-    calibration = data.calibration_dataloader(300, 100)
+    data = cifar10(100)
+    calibration = data.calibration_dataloader(100, 100)
     snn = snn_lowlat.convert(resnet, calibration, timesteps=8, refinements=["bias_correction"], **CHOSEN)
     images, _ = next(iter(data.test_dataloader()))
     steps = []

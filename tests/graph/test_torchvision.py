@@ -21,7 +21,8 @@ CONVERTIBLE = {
     "mnasnet0_5": 35,
     "shufflenet_v2_x0_5": 37,
 }
-SLOW = ("vgg11_bn", "vgg11", "alexnet", "densenet121")  # near a hundred million weights and more each, or sites
+# More than a hundred million weights each, or near it, or more than a hundred sites.
+SLOW = ("vgg11_bn", "vgg11", "alexnet", "densenet121", "inception_v3")
 REFUSED = {"efficientnet_b0": "SiLU", "regnet_y_400mf": "Sigmoid", "convnext_tiny": "GELU"}
 
 
