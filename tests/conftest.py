@@ -8,9 +8,10 @@ import torch
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector pass over what is there to the end: all modules and tests, again and again."""
+    """Let the garbage collector pass over what is there to the end, all modules and tests, and come less often."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(5_000, 20, 50)
 
 
 @pytest.fixture(autouse=True, scope="session")

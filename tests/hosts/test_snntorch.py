@@ -12,6 +12,7 @@ import snntorch as snn
 import torch
 from lightning import LightningModule, Trainer
 from snntorch import surrogate, utils
+from time_loops import window, window_in_a_process
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -37,12 +38,6 @@ def images():
 @pytest.fixture
 def network(model, images):
     return snntorch.convert(model, images, timesteps=4)
-
-
-def window(network, images, timesteps=4):
-    snntorch.reset(network)
-    with torch.no_grad():
-        return torch.stack([network(images) for _ in range(timesteps)])
 
 
 def neurons(network):
@@ -130,12 +125,8 @@ def test_pickles(model, images, spike_grad):
         assert repr(neurons(other).spike_grad) == repr(neurons(network).spike_grad)
 
 
-def _in_a_process(rank, network, images, expected):
-    assert torch.equal(window(network, images), expected)
-
-
 def test_networks_go_to_other_processes(network, images):
-    torch.multiprocessing.spawn(_in_a_process, (network, images, window(network, images)), nprocs=1)
+    torch.multiprocessing.spawn(window_in_a_process, (network, images, window(network, images)), nprocs=1)
 
 
 @pytest.mark.slow
