@@ -18,7 +18,7 @@ try:
 except ImportError:  # Windows; what a killed process left there stays.
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["MOST_STEPS", "MOST_VALUES", "open_regular", "whole_file"]
+__all__ = ["MOST_STEPS", "MOST_VALUES", "atomic_write", "open_regular"]
 
 MOST_STEPS = 10**6
 """The longest window that a file may ask for, far beyond any that is of use."""
@@ -31,7 +31,7 @@ _TEMPORARY = re.compile(re.escape(_PREFIX) + r".*-[a-z0-9_]{8}(\.[^.]*)?")
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to, and move it there once the writing has succeeded.
 
     A reader sees the old file or the new one, never half of it. Folders that are missing are made. What processes that
@@ -77,8 +77,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text that is whole or not there; see :func:`whole_file`."""
-    with whole_file(path) as temporary:
+    """Write a text that is whole or not there; see :func:`atomic_write`."""
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

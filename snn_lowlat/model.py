@@ -23,7 +23,7 @@ from snn_lowlat.hosts.watch import Sight, Watch
 from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.int8 import whole_numbers
 from snn_lowlat.model_file import write_contents
-from snn_lowlat.modes import evaluating
+from snn_lowlat.modes import eval_mode
 from snn_lowlat.neurons import NEURONS
 from snn_lowlat.plan import SitePlan
 from snn_lowlat.provenance import Provenance
@@ -231,7 +231,7 @@ class SpikingModel(nn.Module):
         turn = _turn_of(self.network)
         with turn.lock, _full_precision(images):
             self._look()
-            with turn.of_the_modules(), evaluating(self.network), self._watched(observe):
+            with turn.of_the_modules(), eval_mode(self.network), self._watched(observe):
                 return get_backend(self.backend).count(self.network, currents, timesteps)
 
     @torch.no_grad()
@@ -268,7 +268,7 @@ class SpikingModel(nn.Module):
                 simulator = self._simulator(images)
                 if simulator is None:
                     host = get_backend(self.backend)
-                    with turn.of_the_modules(), evaluating(self.network), self._watched(observe, timesteps):
+                    with turn.of_the_modules(), eval_mode(self.network), self._watched(observe, timesteps):
                         outputs = [host.run(self.network, part) for part in parts]
             if simulator is not None:
                 outputs = [simulator(part, observe) for part in parts]

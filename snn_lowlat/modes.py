@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 from torch import nn
 
-__all__ = ["evaluating"]
+__all__ = ["eval_mode"]
 
 
 @contextmanager
-def evaluating(*networks: nn.Module) -> Iterator[None]:
+def eval_mode(*networks: nn.Module) -> Iterator[None]:
     """Put networks into evaluation mode; afterwards each of their modules is again in the mode that it was in."""
     training = [module for network in networks for module in network.modules() if module.training]
     if training:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
-__all__ = ["tracked"]
+__all__ = ["progress_bar"]
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ _MANY = 10_000
 """After so many batches of what does not say how many it has, somebody should know."""
 
 
-def tracked(batches: Iterable[T], description: str, *, progress: bool, limit: int | None = None) -> Iterable[T]:
+def progress_bar(batches: Iterable[T], description: str, *, progress: bool, limit: int | None = None) -> Iterable[T]:
     """Return at most ``limit`` batches, with a progress bar if one is wanted and the output is a terminal.
 
     Without a limit, a warning is logged where batches that don't say how many they are seem not to end.

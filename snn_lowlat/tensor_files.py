@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from snn_lowlat.errors import FileFormatError
-from snn_lowlat.files import open_regular, whole_file
+from snn_lowlat.files import atomic_write, open_regular
 
 __all__ = ["read_tensors", "write_tensors"]
 
@@ -28,11 +28,11 @@ _GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2
 
 
 def write_tensors(contents: object, path: str | PathLike[str]) -> None:
-    """Write what ``torch.save`` takes to a file, which appears whole or not at all; see ``files.whole_file``."""
+    """Write what ``torch.save`` takes to a file, which appears whole or not at all; see ``files.atomic_write``."""
     # torch's own writer says nothing of use about a full disk.
     buffer = io.BytesIO()
     torch.save(contents, buffer)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 

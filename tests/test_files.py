@@ -13,12 +13,12 @@ import torch
 
 import snn_lowlat
 from snn_lowlat import FileFormatError
-from snn_lowlat.files import open_regular, whole_file
+from snn_lowlat.files import atomic_write, open_regular
 
 WRITER = """
 import sys, time
-from snn_lowlat.files import whole_file
-with whole_file(sys.argv[1]) as temporary:
+from snn_lowlat.files import atomic_write
+with atomic_write(sys.argv[1]) as temporary:
     temporary.write_text("half")
     print("writing", flush=True)
     time.sleep(60)
@@ -28,7 +28,7 @@ needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="there are no s
 
 
 def write(path, text="new"):
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text)
 
 
@@ -49,7 +49,7 @@ def test_what_a_process_is_writing_stays_until_it_is_killed(tmp_path):
 
 
 def test_what_this_process_is_writing_stays(tmp_path):
-    with whole_file(tmp_path / "first") as first:
+    with atomic_write(tmp_path / "first") as first:
         write(tmp_path / "second")
         first.write_text("first")
     assert sorted(os.listdir(tmp_path)) == ["first", "second"]

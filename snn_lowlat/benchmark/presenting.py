@@ -22,7 +22,7 @@ from snn_lowlat.benchmark.contestants import ANN
 from snn_lowlat.benchmark.measuring import Times
 from snn_lowlat.benchmark.tasks import TASKS
 from snn_lowlat.evaluation.reporting.figures import line_look, plain_axes
-from snn_lowlat.files import whole_file
+from snn_lowlat.files import atomic_write
 from snn_lowlat.provenance import current_versions
 
 __all__ = ["Result", "conditions", "draw", "ratio_of", "rows", "shown_time", "tables", "write_rows"]
@@ -164,7 +164,7 @@ def write_rows(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     writer = csv.DictWriter(text, fieldnames=list(found[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(found)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
@@ -300,7 +300,7 @@ def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(3, 1 + len(sizes)), frameon=False, fontsize="small"
     )
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=200, format="png")
 
 

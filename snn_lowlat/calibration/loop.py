@@ -17,9 +17,9 @@ from snn_lowlat.devices import device_of
 from snn_lowlat.errors import CalibrationError
 from snn_lowlat.graph import Site, find_sites
 from snn_lowlat.images import floating_type, usable_images
-from snn_lowlat.modes import evaluating
+from snn_lowlat.modes import eval_mode
 from snn_lowlat.processes import gathered
-from snn_lowlat.progress import tracked
+from snn_lowlat.progress import progress_bar
 
 __all__ = ["calibrate", "inputs_of", "observe"]
 
@@ -157,9 +157,9 @@ def observe(
     dtype = floating_type(network)
     handles = [place.register_forward_pre_hook(_observer(name, histograms)) for name, place in places.items()]
     try:
-        with evaluating(network):
+        with eval_mode(network):
             given = checks.batches("batches", batches)
-            for batch in tracked(given, "calibrating", progress=progress, limit=limit):
+            for batch in progress_bar(given, "calibrating", progress=progress, limit=limit):
                 values = inputs_of(batch)
                 if len(values) == 0:
                     continue

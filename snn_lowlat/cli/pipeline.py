@@ -42,7 +42,7 @@ from snn_lowlat.evaluation import (
     write_json,
     write_report,
 )
-from snn_lowlat.files import whole_file
+from snn_lowlat.files import atomic_write
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.strategies import Strategy
 from snn_lowlat.tensor_files import write_tensors
@@ -92,7 +92,7 @@ def run(config: DictConfig, folder: Path) -> float:
         return _run(config, folder)
     with alone_in(folder):
         record.begin()
-        with whole_file(folder / "config.yaml") as temporary:
+        with atomic_write(folder / "config.yaml") as temporary:
             OmegaConf.save(config, temporary, resolve=True)
         returned = _run(config, folder)
         record.finish(returned)

@@ -12,12 +12,12 @@ from torch.utils.data import Dataset
 
 from snn_lowlat.data.sources import ImageSource
 
-__all__ = ["ImageBatches", "as_it_is"]
+__all__ = ["ImageBatches", "identity_collate"]
 
 Batch = TypeVar("Batch")
 
 
-def as_it_is(batch: Batch) -> Batch:
+def identity_collate(batch: Batch) -> Batch:
     """Collate a batch that is one already."""
     return batch
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from snn_lowlat import checks
 from snn_lowlat.data.augmentation import crop_and_flip
-from snn_lowlat.data.batches import ImageBatches, as_it_is
+from snn_lowlat.data.batches import ImageBatches, identity_collate
 from snn_lowlat.data.sampling import EpochSampler, balanced_order, stratified_split
 from snn_lowlat.data.sources import ImageSource
 from snn_lowlat.errors import FileFormatError
@@ -256,7 +256,7 @@ class ImageDataModule(LightningDataModule, ABC):
             generator=torch.Generator().manual_seed(self.seed) if shuffle else None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            collate_fn=as_it_is,
+            collate_fn=identity_collate,
         )
 
     def _check(self, source: ImageSource, split: str) -> None:

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from snn_lowlat.evaluation.measuring.report import Report
 from snn_lowlat.evaluation.reporting.figures import energy_figure, latency_figure
 from snn_lowlat.evaluation.reporting.rendering import FORMATS, Rows, microjoules, write_report
-from snn_lowlat.files import whole_file, write_text
+from snn_lowlat.files import atomic_write, write_text
 
 __all__ = ["ERROR_FILE", "JOB_FILE", "RUN_FILE", "Run", "read_note", "read_runs", "write_leaderboard"]
 
@@ -130,7 +130,7 @@ def write_leaderboard(folder: str | Path) -> list[Run]:
         drawn = [report for report in reports if report.costs]
         figure = energy_figure(drawn, models[:2]) if drawn else None
         figure = figure or latency_figure(reports)
-        with whole_file(folder / "pareto.png") as temporary:
+        with atomic_write(folder / "pareto.png") as temporary:
             figure.savefig(temporary, dpi=200, format="png")
     write_text(folder / "leaderboard.md", _markdown(runs, rows, drawn=figure is not None))
     failures = [(title, run.error) for title, run in zip(_titles(runs), runs, strict=True) if run.error is not None]

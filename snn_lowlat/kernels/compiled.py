@@ -247,7 +247,7 @@ def window_backward(
     sums = np.zeros((3, period), np.float64)
     kind = charged.dtype.type
     zero, one = kind(0), kind(1)
-    steps, still = len(charged), len(of_currents) < len(charged)
+    steps, constant_in_time = len(charged), len(of_currents) < len(charged)
     passes = leak * (zero if detach_reset else one)
     slope, after = np.empty(_WINDOW_BLOCK, charged.dtype), np.empty(_WINDOW_BLOCK, charged.dtype)
     of_threshold, of_leak = np.empty(_WINDOW_BLOCK, charged.dtype), np.empty(_WINDOW_BLOCK, charged.dtype)
@@ -266,7 +266,7 @@ def window_backward(
             for t in range(steps - 1, -1, -1):
                 compared = charged[t, base + low : base + low + size]
                 given = gradient[t, base + low : base + low + size]
-                found = of_currents[0 if still else t, base + low : base + low + size]
+                found = of_currents[0 if constant_in_time else t, base + low : base + low + size]
                 # A short loop of its own: in a longer one the compiler gives up the vector units.
                 for j in range(size):
                     slope[j] = _slope(compared[j] / theta[j] - one, surrogate, option, scale, zero, one)
@@ -293,7 +293,7 @@ def window_backward(
                         before = slope[j] * (given[j] * ratio[j] - passes * after[j]) + leak * after[j]
                         after[j] = before
                         found[j] = before
-                if still:
+                if constant_in_time:
                     for j in range(size):
                         all_steps[j] += after[j]
                         found[j] = all_steps[j]

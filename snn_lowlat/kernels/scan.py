@@ -74,7 +74,7 @@ class FusedNeurons:
         timesteps: int,
         other: Tensor | None = None,
         *,
-        still: bool = False,
+        constant_in_time: bool = False,
         overwrite: bool = False,
     ) -> Tensor:
         """Fire.
@@ -82,12 +82,12 @@ class FusedNeurons:
         Parameters
         ----------
         currents : Tensor
-            The first current, ``[T * N, C, ...]``; ``[N, C, ...]`` if it is ``still``.
+            The first current, ``[T * N, C, ...]``; ``[N, C, ...]`` if ``constant_in_time``.
         timesteps : int
             The number of steps, T.
         other : Tensor, optional
             The second current, of the same shape and of any type.
-        still : bool
+        constant_in_time : bool
             The currents are the same in every step.
         overwrite : bool
             The first current is not needed afterwards, so that what is sent may take its place in memory.
@@ -97,7 +97,7 @@ class FusedNeurons:
         Tensor
             The amplitude where a neuron fires and 0 elsewhere, ``[T * N, C, ...]``.
         """
-        steps = 1 if still else timesteps
+        steps = 1 if constant_in_time else timesteps
         if (self.scan or _fastest(currents)) == "numba":
             return self._by_numba(currents, other, timesteps, steps, overwrite)
         if other is not None:

@@ -21,12 +21,12 @@ from snn_lowlat.neurons.parameters import per_channel
 __all__ = [
     "SURROGATES",
     "THRESHOLD_GRADIENTS",
-    "Repeat",
+    "Recompute",
     "SpikeOptions",
     "Surrogate",
     "atan",
     "fast_sigmoid",
-    "fire_repeatably",
+    "fire_with_recompute",
     "rectangular",
     "sigmoid",
     "straight_through",
@@ -34,7 +34,7 @@ __all__ = [
     "triangle",
 ]
 
-Repeat = Callable[[], Tensor]
+Recompute = Callable[[], Tensor]
 """Returns the outputs of a window once more."""
 
 Surrogate = Callable[[Tensor], Tensor]
@@ -194,11 +194,11 @@ def surrogate_integrate_and_fire(
         Of shape ``[T, N, C, ...]``: spikes times their height and threshold.
     """
     parameters = threshold, initial_fraction, height, leak
-    outputs, _ = fire_repeatably(currents, *parameters, timesteps, options or SpikeOptions(), other)
+    outputs, _ = fire_with_recompute(currents, *parameters, timesteps, options or SpikeOptions(), other)
     return outputs
 
 
-def fire_repeatably(
+def fire_with_recompute(
     currents: Tensor,
     threshold: Tensor,
     initial_fraction: Tensor,
@@ -208,7 +208,7 @@ def fire_repeatably(
     options: SpikeOptions,
     other: Tensor | None = None,
     overwrite: bool = False,
-) -> tuple[Tensor, Repeat | None]:
+) -> tuple[Tensor, Recompute | None]:
     """Do what :func:`surrogate_integrate_and_fire` does, and say how to get the outputs again, with less memory.
 
     Who needs the outputs on the way back can drop them until then: they follow from the potentials, which are kept
@@ -258,8 +258,8 @@ class _Window(torch.autograd.Function):
         timesteps: int,
         options: SpikeOptions,
         overwrite: bool,
-    ) -> tuple[Tensor, Repeat | None]:
-        """Return what :func:`fire_repeatably` does."""
+    ) -> tuple[Tensor, Recompute | None]:
+        """Return what :func:`fire_with_recompute` does."""
         ctx.constant, ctx.options, ctx.rows = len(currents) == 1, options, None
         one_step, parameters = currents[0], (threshold, initial_fraction, height, leak)
         if options.smooth is None and usable(currents):

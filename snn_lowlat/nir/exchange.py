@@ -19,7 +19,7 @@ from torch import Tensor
 
 from snn_lowlat import checks
 from snn_lowlat.errors import ConversionError, SnnLowlatError
-from snn_lowlat.files import MOST_STEPS, whole_file
+from snn_lowlat.files import MOST_STEPS, atomic_write
 from snn_lowlat.graph import depth, describe
 from snn_lowlat.hosts import get_backend
 from snn_lowlat.model import SpikingModel
@@ -119,7 +119,7 @@ def to_nir(
     buffer = io.BytesIO()
     nir.write(buffer, graph)
     export = NIRExport(graph, _drift(snn, nir.read(buffer), example_input))
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
     return export
 

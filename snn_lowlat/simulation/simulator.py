@@ -179,7 +179,7 @@ class _Simulation(Walk):
         fused = self._simulator._neurons.get((site.name, watched))
         if fused is not None:
             overwrite = self.schedule.reads[site.node][0] in self._simulator._free
-            spikes = fused(terms[0], self.timesteps, *terms[1:], still=constant, overwrite=overwrite)
+            spikes = fused(terms[0], self.timesteps, *terms[1:], constant_in_time=constant, overwrite=overwrite)
         else:
             watched = True  # what they fire is worth 1
             (currents,) = terms

@@ -13,7 +13,7 @@ from snn_lowlat.activations import ValueRangeReLU
 from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph.vocabulary import by_dimensions, modules
-from snn_lowlat.modes import evaluating
+from snn_lowlat.modes import eval_mode
 
 __all__ = ["InputSpikes", "expand_input"]
 
@@ -225,6 +225,6 @@ def _check(network: nn.Module, model: nn.Module, images: Tensor) -> None:
 
 
 def _in_evaluation(model: nn.Module, images: Tensor) -> Tensor:
-    with evaluating(model):
+    with eval_mode(model):
         output: Tensor = model(images)
         return output

@@ -20,7 +20,7 @@ from snn_lowlat.devices import device_of
 from snn_lowlat.errors import ConversionError
 from snn_lowlat.graph import find_sites, try_normalise
 from snn_lowlat.graph.preparing import computed_tensors
-from snn_lowlat.modes import evaluating
+from snn_lowlat.modes import eval_mode
 
 __all__ = ["replace_activations"]
 
@@ -259,7 +259,7 @@ def _channels(
 
     handles = [relu.register_forward_pre_hook(note) for relu in relus]
     try:
-        with evaluating(model):
+        with eval_mode(model):
             model(example_input.to(device_of(model)))
     finally:
         for handle in handles:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from snn_lowlat.kernels.surrogate import Repeat, SpikeOptions, fire_repeatably
+from snn_lowlat.kernels.surrogate import Recompute, SpikeOptions, fire_with_recompute
 from snn_lowlat.plan import SitePlan
 
 __all__ = ["TrainableNeurons"]
@@ -57,7 +57,7 @@ class TrainableNeurons(nn.Module):
 
     def forward(
         self, currents: Tensor, other: Tensor | None = None, overwrite: bool = False
-    ) -> tuple[Tensor, Repeat | None]:
+    ) -> tuple[Tensor, Recompute | None]:
         """Fire, and say how to do so again from what is kept for the way back anyhow.
 
         Parameters
@@ -78,7 +78,7 @@ class TrainableNeurons(nn.Module):
         """
         parameters = self.threshold, self.initial_fraction, self.height, self.leak
         options = self.timesteps, self.options, other, overwrite
-        outputs, repeat = fire_repeatably(currents, *parameters, *options)
+        outputs, repeat = fire_with_recompute(currents, *parameters, *options)
         if self.training and self.dropout:
             return outputs * nn.functional.dropout(torch.ones_like(outputs[0]), self.dropout), None
         return outputs, repeat

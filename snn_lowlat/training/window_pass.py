@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from snn_lowlat.graph import WEIGHTED, Schedule, Site, Walk, is_sum_for_one_reader
-from snn_lowlat.kernels.surrogate import Repeat
+from snn_lowlat.kernels.surrogate import Recompute
 from snn_lowlat.training.trainable_neurons import TrainableNeurons
 
 __all__ = ["WindowPass"]
@@ -54,12 +54,12 @@ class WindowPass(Walk):
         super().__init__(Schedule(graph, sites, sums), timesteps, constant=constant)
         self.nodes = [self.schedule.input, *self.schedule.nodes]
         self._whole = whole
-        self._repeats: dict[fx.Node, Repeat | None] = {}
+        self._recomputes: dict[fx.Node, Recompute | None] = {}
 
     def part(self, start: int, end: int, values: dict[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
         """Compute some of the nodes; maps the values that they read to those that are read after them."""
         walk = copy.copy(self)
-        walk.values, walk._repeats = dict(values), {}
+        walk.values, walk._recomputes = dict(values), {}
         for node in self.nodes[max(start, 1) : end]:
             walk.step(node)
         return walk.values
@@ -68,7 +68,7 @@ class WindowPass(Walk):
         """Let go of what nothing reads any more, and of how it is computed again."""
         super().put(node, value)
         for before in self.schedule.read_last[node]:
-            self._repeats.pop(before, None)
+            self._recomputes.pop(before, None)
 
     def neurons(self, site: Site, terms: Sequence[Tensor]) -> Tensor:
         """Fire, and keep how to do so again."""
@@ -77,14 +77,14 @@ class WindowPass(Walk):
         steps = self.timesteps if self.varies(site.node) else 1
         windows = [term.reshape(steps, -1, *term.shape[1:]) for term in terms]
         overwrite = self._whole and self.schedule.reads[site.node][0] in self._free
-        outputs, self._repeats[site.node] = self.schedule.modules[site.node](*windows, overwrite=overwrite)
+        outputs, self._recomputes[site.node] = self.schedule.modules[site.node](*windows, overwrite=overwrite)
         return outputs.flatten(0, 1)  # type: ignore[no-any-return]
 
     def layer(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Keep for the way back how the spikes that a layer reads are fired again."""
         if node.target is operator.getitem and isinstance(args[0], Tensor) and _are_slices(args[1]):
             return _Slice.apply(*args)
-        reads = [(before, self._repeats.get(before)) for before in self.schedule.reads[node]]
+        reads = [(before, self._recomputes.get(before)) for before in self.schedule.reads[node]]
         fired = [(self.values[before], repeat) for before, repeat in reads if repeat is not None]
         with _spikes_from_potentials(fired) if fired and self._whole else nullcontext():
             return super().layer(node, args, kwargs)
@@ -117,16 +117,16 @@ class _Slice(torch.autograd.Function):
 
 
 @contextmanager
-def _spikes_from_potentials(fired: list[tuple[Tensor, Repeat]]) -> Iterator[None]:
+def _spikes_from_potentials(fired: list[tuple[Tensor, Recompute]]) -> Iterator[None]:
     """Keep for the way back, in the place of what neurons have sent, how they send it again; empties the list."""
 
-    def pack(kept: Tensor) -> Tensor | Repeat:
+    def pack(kept: Tensor) -> Tensor | Recompute:
         for spikes, repeat in fired:
             if (kept.data_ptr(), kept.shape, kept.stride()) == (spikes.data_ptr(), spikes.shape, spikes.stride()):
                 return repeat
         return kept
 
-    def unpack(kept: Tensor | Repeat) -> Tensor:
+    def unpack(kept: Tensor | Recompute) -> Tensor:
         return kept if isinstance(kept, Tensor) else kept().flatten(0, 1)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from snn_lowlat.evaluation import COLUMNS, Report, plot_reports, table, write_csv, write_json
-from snn_lowlat.files import whole_file
+from snn_lowlat.files import atomic_write
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path.write_text("old")
 
     def write() -> None:
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("half")
             raise RuntimeError
 

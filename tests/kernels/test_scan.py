@@ -84,7 +84,7 @@ def test_still_currents_are_the_same_in_every_step(scan, with_other):
     plan, currents = make_plan(3), make_currents((4, 3, 4, 4), last=True)[:4]
     other = currents.flip(0) if with_other else None
     total = currents if other is None else currents + other
-    sent = FusedNeurons(plan, scan=scan)(currents, TIMESTEPS, other, still=True)
+    sent = FusedNeurons(plan, scan=scan)(currents, TIMESTEPS, other, constant_in_time=True)
     assert torch.equal(sent, expected(plan, torch.cat([total] * TIMESTEPS)))
 
 

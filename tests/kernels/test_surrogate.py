@@ -15,7 +15,7 @@ from snn_lowlat.kernels.surrogate import (
     Surrogate,
     _compiled_surrogate,
     atan,
-    fire_repeatably,
+    fire_with_recompute,
     rectangular,
     sigmoid,
     straight_through,
@@ -272,12 +272,12 @@ def test_only_currents_of_the_same_shape_are_added() -> None:
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_outputs_can_be_had_again(layout: torch.memory_format) -> None:
     parameters = torch.rand(5) + 0.5, torch.rand(5), torch.rand(5) + 0.5, torch.tensor(0.9), 3
-    outputs, repeat = fire_repeatably(window(3, 0, layout), *parameters, SpikeOptions())
+    outputs, repeat = fire_with_recompute(window(3, 0, layout), *parameters, SpikeOptions())
     assert repeat is not None
     assert 0.1 < outputs.bool().float().mean() < 0.9
     assert torch.equal(repeat(), outputs)
     assert repeat().stride() == outputs.stride()
-    _, repeat = fire_repeatably(window(3, 0, layout).double(), *parameters, SMOOTH)
+    _, repeat = fire_with_recompute(window(3, 0, layout).double(), *parameters, SMOOTH)
     assert repeat is None
 
 
@@ -292,7 +292,7 @@ def test_potentials_may_take_the_place_of_currents(timesteps: int, summed: bool)
         leaf = window(timesteps, 0).requires_grad_()
         currents = leaf * 1
         before = currents.detach().clone()
-        outputs, _ = fire_repeatably(currents, *parameters, overwrite=overwrite)
+        outputs, _ = fire_with_recompute(currents, *parameters, overwrite=overwrite)
         assert torch.equal(currents, before) != overwrite
         results.append([outputs, *torch.autograd.grad((outputs**2).sum(), (leaf, threshold))])
     for kept, overwritten in zip(*results, strict=True):

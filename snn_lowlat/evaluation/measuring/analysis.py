@@ -21,7 +21,7 @@ from snn_lowlat.evaluation.measuring.steps import listed_steps
 from snn_lowlat.graph import normalise
 from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.model import SpikingModel
-from snn_lowlat.progress import tracked
+from snn_lowlat.progress import progress_bar
 from snn_lowlat.simulation import micro_batches
 
 __all__ = ["Analysis", "Example", "analyse", "diagnose"]
@@ -111,7 +111,7 @@ def analyse(
     example: Example | None = None
     shape: torch.Size = torch.Size()
     seen = 0
-    for batch in tracked(loader, "analysing", progress=progress):
+    for batch in progress_bar(loader, "analysing", progress=progress):
         inputs = inputs_of(batch)[: None if images is None else images - seen].to(place)
         if not len(inputs):
             continue

@@ -50,7 +50,7 @@ from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.model import SpikingModel
 from snn_lowlat.neurons import NEURONS, is_cumulative
 from snn_lowlat.plan import Plan
-from snn_lowlat.progress import tracked
+from snn_lowlat.progress import progress_bar
 from snn_lowlat.simulation import Simulator, is_counted, micro_batches, simulate, transmissions
 
 __all__ = ["EventCounter", "LayerOperations", "Operations", "ann_operations", "measure_operations"]
@@ -234,7 +234,7 @@ def measure_operations(
     graph, plan = snn.normal_form()
     counter = EventCounter(graph, plan, snn.encoder, listed_steps(timesteps, snn.timesteps))
     seen, place = 0, device_of(snn)
-    for batch in tracked(loader, "counting operations", progress=progress):
+    for batch in progress_bar(loader, "counting operations", progress=progress):
         inputs = inputs_of(batch)[: None if images is None else images - seen].to(place)
         if not len(inputs):
             continue

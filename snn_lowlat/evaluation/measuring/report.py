@@ -20,7 +20,7 @@ from snn_lowlat.evaluation.measuring.diagnosis import Diagnosis
 from snn_lowlat.evaluation.measuring.energy import Cost
 from snn_lowlat.evaluation.measuring.example import Example
 from snn_lowlat.evaluation.measuring.operations import Operations
-from snn_lowlat.files import whole_file
+from snn_lowlat.files import atomic_write
 
 __all__ = ["COLUMNS", "Report", "table", "write_csv", "write_json"]
 
@@ -457,7 +457,7 @@ def write_json(reports: Sequence[Report], path: str | Path) -> None:
 
 
 def _write_text(path: str | Path, text: str) -> None:
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -16,8 +16,8 @@ from snn_lowlat.evaluation.measuring.report import Report
 from snn_lowlat.evaluation.measuring.steps import listed_steps
 from snn_lowlat.images import floating_type, usable_images
 from snn_lowlat.model import SpikingModel
-from snn_lowlat.modes import evaluating
-from snn_lowlat.progress import tracked
+from snn_lowlat.modes import eval_mode
+from snn_lowlat.progress import progress_bar
 from snn_lowlat.provenance import current_versions
 
 __all__ = ["FiringRates", "compare", "evaluate", "labels_of"]
@@ -89,8 +89,8 @@ def evaluate(
     images = 0
     networks = [snn] if ann is None else [snn, ann]
     rates = FiringRates()
-    with torch.inference_mode(), evaluating(*networks):
-        for batch in tracked(loader, "evaluating", progress=progress):
+    with torch.inference_mode(), eval_mode(*networks):
+        for batch in progress_bar(loader, "evaluating", progress=progress):
             inputs, given = inputs_of(batch).to(place), _raw_labels(batch)
             if not len(inputs):
                 continue
@@ -163,8 +163,8 @@ def compare(
     place = torch.device(device) if device is not None else device_of(snn)
     squares, whole, images = torch.zeros(len(steps), dtype=torch.float64), 0.0, 0
     rates = FiringRates()
-    with torch.inference_mode(), evaluating(snn, ann):
-        for batch in tracked(loader, "comparing", progress=progress):
+    with torch.inference_mode(), eval_mode(snn, ann):
+        for batch in progress_bar(loader, "comparing", progress=progress):
             inputs = inputs_of(batch).to(place)
             outputs, expected = _readouts(snn, inputs, steps, rates), ann(inputs)
             check_alike(expected, outputs.shape[1:])

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from snn_lowlat import checks
 from snn_lowlat.evaluation.measuring.report import Report, check_comparable
 from snn_lowlat.evaluation.reporting.figures import accuracy_figure
-from snn_lowlat.files import whole_file
+from snn_lowlat.files import atomic_write
 from snn_lowlat.simulation import Events
 
 __all__ = ["plot_events", "plot_reports"]
@@ -39,7 +39,7 @@ def plot_reports(reports: Sequence[Report], path: str | Path) -> None:
     """
     check_comparable(reports)
     figure = accuracy_figure(reports)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=200, format=Path(path).suffix.lstrip(".").lower() or "png")
 
 
@@ -84,5 +84,5 @@ def plot_events(events: Events, path: str | Path, image: int = 0, neurons: int =
     panels[-1].set_xlim(0, max(events.starts) + events.timesteps + 2)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=200, format=Path(path).suffix.lstrip(".").lower() or "png")

@@ -28,7 +28,7 @@ from snn_lowlat.evaluation.reporting.figures import (
     series,
     series_names,
 )
-from snn_lowlat.files import whole_file
+from snn_lowlat.files import atomic_write
 
 __all__ = ["FORMATS", "Rows", "microjoules", "write_report"]
 
@@ -109,7 +109,7 @@ def write_report(
     ]
     content = _content(reports, known, title, failures, picture(path))
     text = _ENVIRONMENT.get_template(template).render(**content, table=table)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -121,7 +121,7 @@ def _beside(path: Path) -> Callable[[Figure, str], str]:
     folder = path.with_name(f"{path.stem}_figures")
 
     def place(figure: Figure, name: str) -> str:
-        with whole_file(folder / f"{name}.png") as temporary:
+        with atomic_write(folder / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=150, format="png")
         return f"{folder.name}/{name}.png"
 
